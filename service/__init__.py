@@ -1,0 +1,3 @@
+"""chat-memory: a conversation-memory service."""
+
+__version__ = "0.1.0"
