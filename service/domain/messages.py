@@ -1,0 +1,168 @@
+"""Messages: what is said in a session, as it was given."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from service.domain.errors import InvalidValue
+from service.domain.ids import ID_BYTES_MAX, MessageId, TurnId, id_time
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Status = Literal["incomplete"]
+Content = str | list[dict[str, Any]] | None
+
+PINNED_ROLES: Final[frozenset[str]] = frozenset({"system", "developer"})
+"""Roles that no window drops."""
+
+METADATA_BYTES_MAX: Final = 16 * 1024
+BATCH_MESSAGES_MAX: Final = 1000
+"""Messages in one append."""
+
+_ESCAPED_NUL: Final = b"\\u0000"
+
+
+class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message without its identity: what a caller gives and what the stores keep as JSON.
+
+    ``role`` stays the first field: the Redis scripts find it at a fixed place.
+    """
+
+    role: Role
+    content: Content = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    turn_id: TurnId | None = None
+    status: Status | None = None
+    token_count: int | None = None
+
+
+class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
+    """A message that was accepted."""
+
+    id: MessageId
+
+    @property
+    def created_at(self) -> datetime:
+        return id_time(self.id)
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(list[Message])
+
+
+def encode_body(body: MessageBody) -> bytes:
+    """JSON text of the body: UTF-8, no spaces, ``role`` first."""
+    return _encoder.encode(body)
+
+
+def with_id(identity: str, body: bytes) -> bytes:
+    """JSON text of a message from its id and the JSON text of its body."""
+    return b'{"id":"' + identity.encode() + b'",' + body[1:]
+
+
+def id_of(text: bytes) -> MessageId:
+    """The id in a JSON text that ``with_id`` or the Redis scripts made, without decoding it."""
+    return MessageId(text[7:43].decode())
+
+
+def is_pinned(text: bytes) -> bool:
+    """Whether such a text is of a role that no window drops."""
+    return text[53:].startswith((b'system"', b'developer"'))
+
+
+def decode_messages(texts: Sequence[bytes]) -> list[Message]:
+    """Messages from the JSON texts that ``with_id`` or the Redis scripts made."""
+    return _decoder.decode(b"[" + b",".join(texts) + b"]")
+
+
+def check_message(body: MessageBody, field: str, *, bytes_max: int) -> bytes:
+    """Return the encoded body; raises InvalidValue that names the field and the limit."""
+    prefix = f"{field}." if field else ""
+    _check_content(body, f"{prefix}content", bytes_max)
+    _check_size(body.tool_calls, f"{prefix}tool_calls", bytes_max)
+    _check_size(body.metadata, f"{prefix}metadata", METADATA_BYTES_MAX)
+    _check_label(body.name, f"{prefix}name")
+    _check_label(body.tool_call_id, f"{prefix}tool_call_id")
+    if body.role == "tool" and body.tool_call_id is None:
+        raise InvalidValue.of(f"{prefix}tool_call_id", "is required for the role tool")
+
+    encoded = encode_body(body)
+    if _ESCAPED_NUL in encoded:
+        _check_nul(body, prefix)
+    return encoded
+
+
+def check_text(text: str, field: str, *, bytes_max: int) -> str:
+    """Accept a text that must not be empty; raises InvalidValue naming the field and limit."""
+    size = len(text.encode())
+    if not 1 <= size <= bytes_max:
+        raise InvalidValue.of(field, f"must be 1 to {bytes_max} bytes of UTF-8, is {size}")
+    if "\x00" in text:
+        raise InvalidValue.of(field, "must not contain NUL characters")
+    return text
+
+
+def contains_nul(value: object) -> bool:
+    match value:
+        case str():
+            return "\x00" in value
+        case dict():
+            items = cast("dict[str, object]", value)
+            return any("\x00" in key or contains_nul(item) for key, item in items.items())
+        case list() | tuple():
+            return any(contains_nul(item) for item in cast("Sequence[object]", value))
+        case _:
+            return False
+
+
+def _check_content(body: MessageBody, field: str, bytes_max: int) -> None:
+    match body.content:
+        case None:
+            if not body.tool_calls:
+                raise InvalidValue.of(field, "may be null only beside tool_calls")
+        case str() as text:
+            _check_content_text(body, text, field, bytes_max)
+        case list() as parts:
+            _check_parts(parts, field, bytes_max)
+
+
+def _check_content_text(body: MessageBody, text: str, field: str, bytes_max: int) -> None:
+    may_be_empty = body.role == "tool" or bool(body.tool_calls)
+    if not text and not may_be_empty:
+        raise InvalidValue.of(field, "must not be empty")
+    size = len(text.encode())
+    if size > bytes_max:
+        raise InvalidValue.of(field, f"must be at most {bytes_max} bytes, is {size}")
+
+
+def _check_parts(parts: list[dict[str, Any]], field: str, bytes_max: int) -> None:
+    if not parts:
+        raise InvalidValue.of(field, "must not be empty")
+    for place, part in enumerate(parts):
+        if not isinstance(part.get("type"), str):
+            raise InvalidValue.of(f"{field}[{place}].type", "must name the part's type")
+    _check_size(parts, field, bytes_max)
+
+
+def _check_size(value: object, field: str, bytes_max: int) -> None:
+    if value is None:
+        return
+    size = len(_encoder.encode(value))
+    if size > bytes_max:
+        raise InvalidValue.of(field, f"must be at most {bytes_max} bytes of JSON, is {size}")
+
+
+def _check_label(text: str | None, field: str) -> None:
+    if text is not None and not 1 <= len(text.encode()) <= ID_BYTES_MAX:
+        raise InvalidValue.of(field, f"must be 1 to {ID_BYTES_MAX} bytes of UTF-8")
+
+
+def _check_nul(body: MessageBody, prefix: str) -> None:
+    # The bytes may also stem from a text that spells the escape out, which is lawful.
+    for name in ("content", "name", "tool_calls", "tool_call_id", "metadata"):
+        if contains_nul(getattr(body, name)):
+            raise InvalidValue.of(f"{prefix}{name}", "must not contain NUL characters")

@@ -1,0 +1,102 @@
+"""What happened, for metrics and logs: one mechanism outside the logic, without message text."""
+
+from typing import Literal
+
+import msgspec
+
+from service.domain.journal import ShardBacklog
+
+
+class MessagesAppended(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    durability: str
+    replayed: bool
+
+
+class HotRead(msgspec.Struct, frozen=True, kw_only=True):
+    """Hit: the tail answered. Merged: the archive's rows were added. Filled: and kept hot."""
+
+    result: Literal["hit", "merged", "filled"]
+
+
+class TurnEnded(msgspec.Struct, frozen=True, kw_only=True):
+    outcome: str
+    overhead_seconds: float | None
+    """The turn's time less the model's; None where it did not come to its end."""
+
+
+class ModelCalled(msgspec.Struct, frozen=True, kw_only=True):
+    model: str
+    outcome: str
+    seconds: float
+    input_tokens: int
+    output_tokens: int
+
+
+class BatchFlushed(msgspec.Struct, frozen=True, kw_only=True):
+    entries: int
+    rows: int
+    duplicates: int
+    seconds: float
+
+
+class FlushFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch was not committed and will be tried again; ``reason`` is a class name."""
+
+    reason: str
+    entries: int
+
+
+class OwnerConflict(msgspec.Struct, frozen=True, kw_only=True):
+    """Journal entries named another owner than the archive's row, which stands."""
+
+    count: int
+
+
+class ShardsOwned(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+
+
+class BacklogSeen(msgspec.Struct, frozen=True, kw_only=True):
+    shards: tuple[ShardBacklog, ...]
+
+
+class ComponentFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """A background component's round failed; it goes on."""
+
+    component: str
+    reason: str
+
+
+class RequestServed(msgspec.Struct, frozen=True, kw_only=True):
+    method: str
+    route: str
+    """The route's template, never the path."""
+    status: int
+    seconds: float
+
+
+class PoolWaited(msgspec.Struct, frozen=True, kw_only=True):
+    pool: str
+    seconds: float
+
+
+class LoopLagSeen(msgspec.Struct, frozen=True, kw_only=True):
+    seconds: float
+
+
+Observation = (
+    MessagesAppended
+    | HotRead
+    | TurnEnded
+    | ModelCalled
+    | BatchFlushed
+    | FlushFailed
+    | OwnerConflict
+    | ShardsOwned
+    | BacklogSeen
+    | ComponentFailed
+    | RequestServed
+    | PoolWaited
+    | LoopLagSeen
+)

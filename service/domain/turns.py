@@ -1,0 +1,63 @@
+"""Turns: a user's message, the model's answer, and the state between them."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from service.domain.context import Strategy
+from service.domain.ids import MessageId, TurnId
+from service.domain.messages import Message
+
+TurnState = Literal["running", "completed", "incomplete", "cancelled", "failed", "interrupted"]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens as the model's server counted them; zero where it did not say."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class TurnContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What of the session the model was shown, without the new message."""
+
+    strategy: Strategy
+    messages: int
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that has ended; ``message`` is the stored answer, None where nothing was said."""
+
+    turn_id: TurnId
+    session_id: str
+    state: TurnState
+    user_message_id: MessageId
+    message: Message | None
+    usage: Usage
+    model: str
+    context: TurnContext
+    started_at: datetime
+    finished_at: datetime
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of the model: the messages in wire order and the caller's choices."""
+
+    messages: tuple[dict[str, Any], ...]
+    model: str
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said. ``complete`` is False at its token limit or a content filter."""
+
+    content: str | None
+    tool_calls: list[dict[str, Any]] | None
+    complete: bool
+    usage: Usage
+    model: str

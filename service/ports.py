@@ -1,0 +1,442 @@
+"""What core needs from the outside, in the words of the domain.
+
+The three store ports (Transcripts, Sessions, Turns) have four implementations: process memory,
+PostgreSQL, and ``core.tiered`` over the hot ports (Redis) with or without an archive (PostgreSQL).
+Every implementation raises HotUnavailable or ArchiveUnavailable where it cannot answer: a fault is
+never an empty history. Every call is bounded in time by its adapter.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from service.domain.ids import MessageId, TurnId
+from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
+from service.domain.messages import Message
+from service.domain.observations import Observation
+from service.domain.sessions import Session, SessionDocument, SessionRef
+from service.domain.turns import Answer, Prompt
+
+Durability = Literal["volatile", "journaled", "archived"]
+"""Where an acknowledged message is: in process memory alone, in the hot memory and its journal
+(as durable as its append-only file), or committed in PostgreSQL."""
+
+
+class Clock(Protocol):
+    def milliseconds(self) -> int:
+        """Unix time. Never used for order: that comes from the ids."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that only grow, for durations and deadlines."""
+        ...
+
+
+class Observer(Protocol):
+    """Takes note of what happened; never raises, never blocks, never keeps message text."""
+
+    def observe(self, what: Observation) -> None: ...
+
+
+# --- the store, as the use cases see it -----------------------------------------------------------
+
+
+class Once(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's promise that all calls with this key are one; kept for a day by default."""
+
+    operation: str
+    key: str
+    fingerprint: str
+    """Digest of the request: another one under the same key raises IdempotencyKeyReused."""
+
+
+class Append(msgspec.Struct, frozen=True, kw_only=True):
+    """Messages to accept, all or none; ``bodies`` were checked and encoded by domain.messages."""
+
+    ref: SessionRef
+    bodies: tuple[bytes, ...]
+    user_id: str | None = None
+    once: Once | None = None
+
+
+class Appended(msgspec.Struct, frozen=True, kw_only=True):
+    ids: tuple[MessageId, ...]
+    replayed: bool = False
+
+
+class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a session's messages; ``before`` and ``after`` are exclusive."""
+
+    limit: int
+    descending: bool = False
+    before: MessageId | None = None
+    after: MessageId | None = None
+
+
+class Recent(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest messages in order, and the system and developer messages older than those."""
+
+    exists: bool
+    user_id: str | None
+    document: SessionDocument
+    messages: tuple[Message, ...]
+    pinned: tuple[Message, ...]
+    ttl: int | None
+
+
+class Transcripts(Protocol):
+    """A session's messages. All readers see them in the order of their ids."""
+
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledged append has reached."""
+        ...
+
+    async def append(self, command: Append) -> Appended:
+        """Accept messages at the end of the session, making it if needed.
+
+        A named user who is not the session's raises SessionNotFound; a session without an owner
+        gets this one. Raises BacklogFull past the queue's limits, IdempotencyKeyReused.
+        """
+        ...
+
+    async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
+        """At most ``limit`` messages in the asked order. Raises SessionNotFound."""
+        ...
+
+    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+        """The newest ``last`` messages, or all of them; an unknown session does not exist."""
+        ...
+
+    async def clear(self, ref: SessionRef) -> None:
+        """Forget the messages accepted so far; cancels a running turn. Raises SessionNotFound."""
+        ...
+
+
+class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions of a tenant, of one user or of all, whose last activity is below ``before``."""
+
+    tenant: str
+    limit: int
+    user_id: str | None = None
+    before: MessageId | None = None
+
+
+class SessionsPage(msgspec.Struct, frozen=True, kw_only=True):
+    """``next_before`` is where the listing goes on; None at its end."""
+
+    items: tuple[Session, ...]
+    next_before: MessageId | None
+
+
+class Sessions(Protocol):
+    """The sessions of a tenant."""
+
+    async def create(
+        self, ref: SessionRef, user_id: str | None, document: SessionDocument
+    ) -> Session:
+        """Raises SessionExists."""
+        ...
+
+    async def get(self, ref: SessionRef) -> Session:
+        """Raises SessionNotFound."""
+        ...
+
+    async def newest(self, query: SessionQuery) -> SessionsPage:
+        """Newest activity first, ``limit`` at most, unflushed sessions included."""
+        ...
+
+    async def replace(self, ref: SessionRef, old: SessionDocument, new: SessionDocument) -> bool:
+        """Put ``new`` in the place of ``old``; False when another document stands there by now.
+
+        Raises SessionNotFound.
+        """
+        ...
+
+    async def delete(self, ref: SessionRef) -> None:
+        """Forget the session and its messages; cancels a running turn. Raises SessionNotFound."""
+        ...
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True):
+    """The start of a turn: the user's message and how much history its prompt needs."""
+
+    ref: SessionRef
+    turn_id: TurnId
+    body: bytes
+    last: int | None
+    """Newest messages needed before the new one; None for all."""
+    session_last: bool
+    """True when the session's own context document decides, with ``last`` as the fallback."""
+    user_id: str | None
+    once: Once | None
+    lease_token: str
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """The turn is ours: its user message is stored and the session's lease is taken."""
+
+    user_message_id: MessageId
+    history: Recent
+    """What was there before the user's message."""
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """The call ended before: its stored result and the id its answer got."""
+
+    result: bytes
+    message_id: MessageId | None
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a turn. ``result`` is what a repeated call gets, without the answer's id."""
+
+    ref: SessionRef
+    turn_id: TurnId
+    lease_token: str
+    body: bytes | None
+    """The answer to store; None when nothing was said."""
+    result: bytes
+    once: Once | None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    message_id: MessageId | None
+    outcome: Literal["stored", "cancelled", "lost"]
+    """Cancelled: the session was cleared meanwhile. Lost: another owner has the lease.
+    In both cases nothing was written."""
+
+
+class Turns(Protocol):
+    """One turn at a time per session, held by a lease that a dead process loses."""
+
+    async def begin(self, command: Begin) -> Begun | Replayed:
+        """Take the session and store the user's message, in one step.
+
+        A repeated key returns the finished turn, raises RequestRunning beside a running one, and
+        takes a failed or interrupted one up again without a second user message. Raises
+        SessionBusy, SessionNotFound (another user's), BacklogFull, IdempotencyKeyReused.
+        """
+        ...
+
+    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+        """Keep the lease; False when it is no longer ours."""
+        ...
+
+    async def finish(self, command: Finish) -> Finished:
+        """Store the answer and the result and free the lease, in one step, if it is still ours."""
+        ...
+
+    async def fail(self, command: Finish) -> None:
+        """Free the lease; the user's message stays and a repeated key runs the turn again."""
+        ...
+
+
+# --- the hot memory and its journal, as core.tiered and the flusher see them ---------------------
+
+
+class HotState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hot memory holds of a session at one instant."""
+
+    epoch: str
+    """Changes whenever the hot state was lost or expired and began anew."""
+    known: bool
+    """The archive's part (owner, document, existence) has been taken in."""
+    exists: bool
+    user_id: str | None
+    document: bytes
+    born_id: MessageId | None
+    floor: MessageId | None
+    """Every message with an id at or above it is in ``messages``' list; ZERO_ID: every one there
+    is; None: nothing is held."""
+    cleared_through: MessageId
+    active_id: MessageId | None
+    last_id: MessageId | None
+    unflushed: int
+    pinned_complete: bool
+    held: int
+    """Messages in the hot list; ``messages`` may be the newest part of them."""
+    ttl: int | None
+    pinned: tuple[bytes, ...]
+    messages: tuple[bytes, ...]
+
+
+class ArchivedSession(msgspec.Struct, frozen=True, kw_only=True):
+    """A session's row in the archive."""
+
+    user_id: str | None
+    document: bytes
+    born_id: MessageId
+    active_id: MessageId
+    message_count: int
+    last_id: MessageId | None
+    archived_through: MessageId | None
+    cleared_through: MessageId
+
+
+class Filling(msgspec.Struct, frozen=True, kw_only=True):
+    """Archived state to take into the hot memory, if it is still as ``seen``."""
+
+    ref: SessionRef
+    seen: HotState
+    session: ArchivedSession | None
+    floor: MessageId | None
+    """Lowest id covered by ``messages`` and the hot list together; None: do not touch the list."""
+    messages: tuple[bytes, ...] = ()
+    pinned: tuple[bytes, ...] | None = None
+    """System and developer messages below the floor; None: not looked up."""
+
+
+class Cold(msgspec.Struct, frozen=True, kw_only=True):
+    """The archive must be asked first; nothing was written."""
+
+    state: HotState
+
+
+class HotTranscripts(Protocol):
+    """Messages in Redis. A call whose reply was lost is repeated and takes effect once."""
+
+    async def append(self, command: Append) -> Appended | Cold: ...
+
+    async def read(self, ref: SessionRef, *, last: int | None) -> HotState:
+        """The newest ``last`` messages (None: all held); slides the lifetime."""
+        ...
+
+    async def fill(self, filling: Filling) -> bool:
+        """Compare and set: False, and nothing done, when the state is no longer as seen."""
+        ...
+
+    async def clear(self, ref: SessionRef) -> bool | Cold:
+        """False when the session does not exist."""
+        ...
+
+
+class HotSessions(Protocol):
+    """Session documents in Redis, journaled like messages."""
+
+    async def create(
+        self, ref: SessionRef, user_id: str | None, document: SessionDocument
+    ) -> bool | Cold:
+        """False when the session exists."""
+        ...
+
+    async def replace(
+        self, ref: SessionRef, old: SessionDocument, new: SessionDocument
+    ) -> Literal["replaced", "changed", "missing"] | Cold: ...
+
+    async def delete(self, ref: SessionRef) -> bool | Cold: ...
+
+    async def unarchived(self, tenant: str) -> Sequence[str]:
+        """Ids of all sessions that the archive may not have as they are.
+
+        Raises Overloaded past a bound that only a long absence of the archive reaches.
+        """
+        ...
+
+    async def remaining(self, refs: Sequence[SessionRef]) -> list[int | None]:
+        """Seconds that each session stays hot; None where it is not. Slides nothing."""
+        ...
+
+
+class HotBegun(msgspec.Struct, frozen=True, kw_only=True):
+    """The turn is ours; ``state`` is how the session stood before its message."""
+
+    user_message_id: MessageId
+    state: HotState
+
+
+class HotTurns(Protocol):
+    async def begin(self, command: Begin, *, incomplete_ok: bool) -> HotBegun | Replayed | Cold:
+        """Cold also when the hot list does not hold what the prompt needs.
+
+        With ``incomplete_ok`` that does not matter, and ``state`` holds what is hot of it.
+        """
+        ...
+
+    async def renew(self, ref: SessionRef, lease_token: str) -> bool: ...
+    async def finish(self, command: Finish) -> Finished: ...
+    async def fail(self, command: Finish) -> None: ...
+
+
+class Journal(Protocol):
+    """The write-behind queue: exactly what the archive has not got yet, in order per shard."""
+
+    async def backlog(self, shards: Sequence[int]) -> list[ShardBacklog]: ...
+
+    async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry]]:
+        """The oldest entries of each (shard, count), in order."""
+        ...
+
+    async def acknowledge(self, shard: int, acknowledgement: Acknowledgement) -> bool:
+        """Drop entries that are committed, if they are still the oldest of the shard.
+
+        False, and nothing done, when they are not: another flusher was here.
+        """
+        ...
+
+
+class ShardLeases(Protocol):
+    """Which flusher works on which shard. A lease never protects data, only effort."""
+
+    async def live_owners(self, owner: str) -> int:
+        """Announce ``owner`` for another lease time and count those who did so."""
+        ...
+
+    async def take(self, shard: int, owner: str) -> bool:
+        """Take a free shard or renew one's own; False when another has it."""
+        ...
+
+    async def release(self, shard: int, owner: str) -> None: ...
+
+    async def leave(self, owner: str) -> None:
+        """Take back the announcement, so that the others take over at once."""
+        ...
+
+
+class Archive(Protocol):
+    """What PostgreSQL holds, read only."""
+
+    async def session(self, ref: SessionRef) -> ArchivedSession | None: ...
+
+    async def page(self, ref: SessionRef, query: PageQuery, *, above: MessageId) -> list[bytes]:
+        """JSON texts of messages with ids above ``above``, in the asked order."""
+        ...
+
+    async def pinned(self, ref: SessionRef, *, above: MessageId, below: MessageId) -> list[bytes]:
+        """System and developer messages between two exclusive ids, oldest first."""
+        ...
+
+    async def newest_sessions(self, query: SessionQuery) -> list[tuple[str, ArchivedSession]]: ...
+
+
+class ArchiveWriter(Protocol):
+    async def write(self, batch: Batch) -> Written:
+        """Commit entries in one transaction; a repeated or overtaken batch changes nothing."""
+        ...
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+class Model(Protocol):
+    async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
+        """Ask the model once, within the time, retries included.
+
+        Raises ModelError, ModelUnavailable, ModelTimeout, ContextTooLarge.
+        """
+        ...
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+class Probe(Protocol):
+    """Asks one dependency whether it works, bounded in time."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def problem(self) -> str | None:
+        """A sentence without secrets when it does not work, else None."""
+        ...
