@@ -1,0 +1,227 @@
+"""Writing batches of the journal: one transaction, idempotent, never overtaken by a replay."""
+
+from typing import Final, LiteralString
+
+import msgspec
+
+from service.adapters.postgres.door import Connection, PostgresDoor
+from service.adapters.postgres.keys import session_key
+from service.domain.ids import MessageId
+from service.domain.journal import Batch, Entry, Written
+from service.domain.observations import OwnerConflict
+from service.domain.sessions import SessionRef
+from service.ports import Observer
+
+# Rows are made and locked in the order of their keys, so that two flushers never deadlock.
+MAKE_SESSIONS: Final[LiteralString] = """
+INSERT INTO sessions (session_key, tenant, session_id, born_id, active_id)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $4::uuid[])
+ON CONFLICT (session_key) DO NOTHING
+"""
+
+# Taken before any message: the statements after it see what an earlier batch, also another
+# flusher's, committed of these sessions.
+LOCK_SESSIONS: Final[LiteralString] = """
+SELECT session_key, tenant, session_id, user_id
+FROM sessions
+WHERE session_key = ANY($1::uuid[])
+ORDER BY session_key
+FOR UPDATE
+"""
+
+# A clear or a deletion that was applied before is not above cleared_through and changes nothing.
+FORGET: Final[LiteralString] = """
+WITH forgotten AS (
+    SELECT f.session_key, f.through, f.deletes
+    FROM unnest($1::uuid[], $2::uuid[], $3::boolean[]) AS f (session_key, through, deletes)
+    JOIN sessions s USING (session_key)
+    WHERE f.through > s.cleared_through
+), gone AS (
+    DELETE FROM messages m USING forgotten f
+    WHERE m.session_key = f.session_key AND m.id <= f.through
+    RETURNING m.session_key
+), counted AS (
+    SELECT session_key, count(*) AS rows FROM gone GROUP BY session_key
+)
+UPDATE sessions s
+SET cleared_through = f.through,
+    active_id = GREATEST(s.active_id, f.through),
+    message_count = s.message_count - COALESCE(c.rows, 0),
+    last_id = CASE WHEN s.last_id > f.through THEN s.last_id END,
+    user_id = CASE WHEN NOT f.deletes THEN s.user_id END,
+    document = CASE WHEN NOT f.deletes THEN s.document END,
+    deleted = s.deleted OR f.deletes
+FROM forgotten f LEFT JOIN counted c USING (session_key)
+WHERE s.session_key = f.session_key
+"""
+
+# The only conflict that is passed over is that of a message's id: the message is there already.
+INSERT_MESSAGES: Final[LiteralString] = """
+INSERT INTO messages (session_key, id, tenant, role, body)
+SELECT m.session_key, m.id, s.tenant, m.role, m.body
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::json[]) AS m (session_key, id, role, body)
+JOIN sessions s USING (session_key)
+WHERE m.id > s.cleared_through
+ON CONFLICT (session_key, id) DO NOTHING
+RETURNING session_key
+"""
+
+# Counters grow by the rows that were really inserted. An entry from before a clear or a deletion
+# that is already applied is below cleared_through and touches nothing.
+TOUCH_SESSIONS: Final[LiteralString] = """
+UPDATE sessions s
+SET message_count = s.message_count + t.inserted,
+    active_id = GREATEST(s.active_id, t.active_id),
+    last_id = GREATEST(s.last_id, t.last_id),
+    archived_through = GREATEST(s.archived_through, t.last_id),
+    user_id = COALESCE(s.user_id, t.user_id),
+    document = CASE WHEN t.document_id > s.document_id THEN t.document ELSE s.document END,
+    document_id = GREATEST(s.document_id, t.document_id),
+    born_id = CASE WHEN s.deleted THEN t.born_id ELSE s.born_id END,
+    deleted = false
+FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::json[],
+            $7::uuid[], $8::uuid[])
+  AS t (session_key, inserted, active_id, last_id, user_id, document, document_id, born_id)
+WHERE s.session_key = t.session_key AND t.active_id > s.cleared_through
+"""
+
+
+class SessionChange(msgspec.Struct, kw_only=True):
+    """What a batch does to one session: an optional forgetting, then what came after it."""
+
+    ref: SessionRef
+    first_id: MessageId
+    through: MessageId | None = None
+    deletes: bool = False
+    messages: list[Entry] = msgspec.field(default_factory=list[Entry])
+    document: Entry | None = None
+    user_id: str | None = None
+    born_id: MessageId | None = None
+    active_id: MessageId | None = None
+
+    def take(self, entry: Entry) -> None:
+        match entry.kind:
+            case "message":
+                self.messages.append(entry)
+            case "document":
+                self.document = entry
+            case "clear" | "delete":
+                self._forget(entry)
+                return
+        self.user_id = entry.user_id or self.user_id
+        self.born_id = self.born_id or entry.id
+        self.active_id = entry.id
+
+    def _forget(self, entry: Entry) -> None:
+        self.through = entry.id
+        self.messages = []
+        # A clear leaves the session and its settings as they are.
+        if entry.kind == "delete":
+            self.deletes = True
+            self.document = None
+            self.user_id = None
+            self.born_id = None
+            self.active_id = None
+
+
+class PostgresArchiveWriter:
+    """ArchiveWriter in PostgreSQL."""
+
+    def __init__(self, door: PostgresDoor, observer: Observer) -> None:
+        self._door = door
+        self._observer = observer
+
+    async def write(self, batch: Batch) -> Written:
+        changes = _changes(batch)
+        async with self._door.transaction() as connection:
+            await self._lock(connection, changes)
+            await _forget(connection, changes)
+            inserted = await _insert(connection, changes)
+            await _touch(connection, changes, inserted)
+
+        offered = sum(1 for entry in batch.entries if entry.kind == "message")
+        rows = sum(inserted.values())
+        return Written(rows=rows, duplicates=offered - rows)
+
+    async def _lock(self, connection: Connection, changes: "dict[str, SessionChange]") -> None:
+        keys = list(changes)
+        await connection.execute(
+            MAKE_SESSIONS,
+            keys,
+            [change.ref.tenant for change in changes.values()],
+            [change.ref.session_id for change in changes.values()],
+            [change.first_id for change in changes.values()],
+        )
+        rows = await connection.fetch(LOCK_SESSIONS, keys)
+        conflicts = 0
+        for row in rows:
+            change = changes[str(row["session_key"])]
+            if (row["tenant"], row["session_id"]) != (change.ref.tenant, change.ref.session_id):
+                # Never silent: two sessions with one 128-bit hash would share their messages.
+                raise AssertionError("two sessions have the same key")
+            owner, claimed = row["user_id"], change.user_id
+            conflicts += owner is not None and claimed not in {None, owner} and not change.deletes
+        if conflicts:
+            self._observer.observe(OwnerConflict(count=conflicts))
+
+
+def _changes(batch: Batch) -> dict[str, SessionChange]:
+    """Per session, by key, in the order of the keys."""
+    by_ref: dict[SessionRef, SessionChange] = {}
+    for entry in batch.entries:
+        change = by_ref.get(entry.ref)
+        if change is None:
+            change = by_ref[entry.ref] = SessionChange(ref=entry.ref, first_id=entry.id)
+        change.take(entry)
+    return dict(sorted((str(session_key(ref)), change) for ref, change in by_ref.items()))
+
+
+async def _forget(connection: Connection, changes: dict[str, SessionChange]) -> None:
+    forgotten = [(key, change) for key, change in changes.items() if change.through]
+    if not forgotten:
+        return
+    await connection.execute(
+        FORGET,
+        [key for key, _ in forgotten],
+        [change.through for _, change in forgotten],
+        [change.deletes for _, change in forgotten],
+    )
+
+
+async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> dict[str, int]:
+    """Rows inserted per session."""
+    entries = [(key, entry) for key, change in changes.items() for entry in change.messages]
+    if not entries:
+        return {}
+    rows = await connection.fetch(
+        INSERT_MESSAGES,
+        [key for key, _ in entries],
+        [entry.id for _, entry in entries],
+        [entry.role for _, entry in entries],
+        [entry.body for _, entry in entries],
+    )
+    inserted: dict[str, int] = {}
+    for row in rows:
+        key = str(row["session_key"])
+        inserted[key] = inserted.get(key, 0) + 1
+    return inserted
+
+
+async def _touch(
+    connection: Connection, changes: dict[str, SessionChange], inserted: dict[str, int]
+) -> None:
+    touched = [(key, change) for key, change in changes.items() if change.active_id]
+    if not touched:
+        return
+    documents = [change.document for _, change in touched]
+    await connection.execute(
+        TOUCH_SESSIONS,
+        [key for key, _ in touched],
+        [inserted.get(key, 0) for key, _ in touched],
+        [change.active_id for _, change in touched],
+        [change.messages[-1].id if change.messages else None for _, change in touched],
+        [change.user_id for _, change in touched],
+        [entry.body or None if entry else None for entry in documents],
+        [entry.id if entry else None for entry in documents],
+        [change.born_id for _, change in touched],
+    )
