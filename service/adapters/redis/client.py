@@ -1,0 +1,141 @@
+"""One door to Redis: runs commands in bounded time, repeats lost calls, translates errors."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
+from typing import Any, Final, TypeVar
+
+import msgspec
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.domain.errors import ChatMemoryError, HotUnavailable
+
+T = TypeVar("T")
+Value = str | bytes | int | float
+
+REPEAT_PAUSE_SECONDS: Final = 0.02
+"""Between a lost reply and the repeated call."""
+
+
+class HotLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Waits for Redis: all calls together, retries included, end within ``call_seconds``."""
+
+    connections: int = 64
+    call_seconds: float = 0.9
+    connect_seconds: float = 0.5
+
+
+class Script:
+    """A Lua script from ``scripts/``, known by its digest."""
+
+    def __init__(self, name: str, *, of_session: bool) -> None:
+        folder = resources.files("service.adapters.redis") / "scripts"
+        own = (folder / f"{name}.lua").read_text("utf-8")
+        shared = (folder / "session.lua").read_text("utf-8") if of_session else ""
+        self.text = shared + own
+        # Redis names scripts by SHA-1; nothing is secured by it.
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisDoor:
+    """Runs commands on one pool.
+
+    Every call may have run although its reply was lost, and is then repeated: callers pass only
+    commands that take effect once however often they run.
+    """
+
+    def __init__(self, url: str, limits: HotLimits) -> None:
+        self._limits = limits
+        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # untyped options
+            url,
+            protocol=2,
+            max_connections=limits.connections,
+            timeout=limits.call_seconds,
+            socket_timeout=limits.call_seconds,
+            socket_connect_timeout=limits.connect_seconds,
+            # The library's own retries would repeat within a MULTI; ours repeat whole calls.
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+        )
+        # From here on the client owns the pool and closes it.
+        self._redis: Redis = Redis.from_pool(pool)
+        # Replies as they come: the callers here know their shapes.
+        self._redis.response_callbacks.clear()
+        self._check: Callable[[], Awaitable[object]] | None = None
+
+    def trust_after(self, check: Callable[[], Awaitable[object]]) -> None:
+        """Let ``run`` and ``together`` wait until ``check`` passed once; it uses ``command``."""
+        self._check = check
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Value]) -> Any:
+        async def call() -> Any:
+            try:
+                return await self._command("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            except NoScriptError:
+                return await self._command("EVAL", script.text, len(keys), *keys, *arguments)
+
+        await self._trusted()
+        return await self.bounded(call)
+
+    async def command(self, *words: Value) -> Any:
+        return await self.bounded(lambda: self._command(*words))
+
+    async def together(self, commands: Sequence[Sequence[Value]]) -> list[Any]:
+        """Commands in one round trip, not one step; the first error is raised."""
+        if not commands:
+            return []
+
+        async def call() -> list[Any]:
+            pipeline = self._redis.pipeline(transaction=False)
+            for words in commands:
+                pipeline.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnusedCoroutine]  # a pipeline only collects here
+            return await pipeline.execute()
+
+        await self._trusted()
+        return await self.bounded(call)
+
+    async def bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Raises HotUnavailable when Redis does not answer in time or refuses."""
+        try:
+            async with asyncio.timeout(self._limits.call_seconds):
+                return await self._until_answered(call)
+        except (TimeoutError, RedisTimeoutError) as error:
+            raise HotUnavailable("The hot memory did not answer in time.") from error
+        except RedisError as error:
+            raise HotUnavailable(_reason(error)) from error
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _trusted(self) -> None:
+        if self._check is None:
+            return
+        try:
+            await self._check()
+        except ChatMemoryError as error:
+            raise HotUnavailable(error.detail) from error
+        self._check = None
+
+    async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await call()
+            except (RedisConnectionError, RedisTimeoutError):
+                await asyncio.sleep(REPEAT_PAUSE_SECONDS)
+
+    async def _command(self, *words: Value) -> Any:
+        return await self._redis.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _reason(error: RedisError) -> str:
+    # Server errors may quote arguments; their first word is a code without data.
+    code = str(error).split(" ", 1)[0]
+    if code in {"OOM", "MISCONF", "READONLY", "LOADING", "CLUSTERDOWN", "NOREPLICAS", "NOAUTH"}:
+        return f"The hot memory refuses writes ({code})."
+    return f"The hot memory failed ({type(error).__name__})."

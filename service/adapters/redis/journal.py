@@ -1,0 +1,140 @@
+"""The write-behind queue in Redis streams, one per shard, and the leases on the shards."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from service.adapters.redis.client import RedisDoor, Script, Value
+from service.adapters.redis.keys import FLUSHERS_KEY, Keys
+from service.adapters.redis.replies import SessionLimits
+from service.domain.ids import message_id
+from service.domain.journal import Acknowledgement, Entry, EntryKind, ShardBacklog
+from service.domain.sessions import SessionRef
+
+ACKNOWLEDGE: Final = Script("acknowledge", of_session=False)
+TAKE_SHARD: Final = Script("take_shard", of_session=False)
+RELEASE_SHARD: Final = Script("release_shard", of_session=False)
+ANNOUNCE_OWNER: Final = Script("announce_owner", of_session=False)
+
+KINDS: Final[dict[bytes, EntryKind]] = {
+    b"m": "message",
+    b"c": "clear",
+    b"s": "document",
+    b"d": "delete",
+}
+_ROLE_AT: Final = len(b'{"role":"')
+
+
+class RedisJournal:
+    """Journal in Redis streams."""
+
+    def __init__(self, door: RedisDoor, keys: Keys, limits: SessionLimits) -> None:
+        self._door = door
+        self._keys = keys
+        self._limits = limits
+
+    async def backlog(self, shards: Sequence[int]) -> list[ShardBacklog]:
+        commands: list[Sequence[Value]] = [("TIME",)] if shards else []
+        for shard in shards:
+            commands += (
+                ("XLEN", self._keys.journal(shard)),
+                ("XRANGE", self._keys.journal(shard), "-", "+", "COUNT", 1),
+                ("GET", self._keys.owner(shard)),
+            )
+        # One shard's keys share a slot, but not with the others': a pipeline is no step.
+        replies = await self._door.together(commands)
+        if not replies:
+            return []
+        now = int(replies[0][0]) * 1000 + int(replies[0][1]) // 1000
+        return [
+            _backlog(shard, replies[3 * place + 1 : 3 * place + 4], now)
+            for place, shard in enumerate(shards)
+        ]
+
+    async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry]]:
+        replies = await self._door.together(
+            [
+                ("XRANGE", self._keys.journal(shard), "-", "+", "COUNT", count)
+                for shard, count in wanted
+            ]
+        )
+        return [[_entry(position, fields) for position, fields in reply] for reply in replies]
+
+    async def acknowledge(self, shard: int, acknowledgement: Acknowledgement) -> bool:
+        entries = acknowledgement.entries
+        counts = Counter(entry.ref for entry in entries)
+        keys = [self._keys.journal(shard), self._keys.shard_counters(shard)]
+        words: list[Value] = [
+            entries[0].position,
+            entries[-1].position,
+            _after(entries[-1].position),
+            len(entries),
+            sum(len(entry.body) for entry in entries),
+            self._limits.ttl_seconds * 1000,
+            self._limits.held_max,
+        ]
+        for ref, count in counts.items():
+            session = self._keys.session(ref)
+            keys += (session.head, session.tail, session.pins, session.index)
+            words += (ref.session_id, count)
+        return await self._door.run(ACKNOWLEDGE, keys, words) == 1
+
+
+class RedisShardLeases:
+    """ShardLeases in Redis strings with a lifetime."""
+
+    def __init__(self, door: RedisDoor, keys: Keys, *, lease_seconds: float) -> None:
+        self._door = door
+        self._keys = keys
+        self._milliseconds = round(lease_seconds * 1000)
+
+    async def live_owners(self, owner: str) -> int:
+        words = (owner, self._milliseconds)
+        return int(await self._door.run(ANNOUNCE_OWNER, [FLUSHERS_KEY], words))
+
+    async def take(self, shard: int, owner: str) -> bool:
+        words = (owner, self._milliseconds)
+        return await self._door.run(TAKE_SHARD, [self._keys.owner(shard)], words) == 1
+
+    async def release(self, shard: int, owner: str) -> None:
+        await self._door.run(RELEASE_SHARD, [self._keys.owner(shard)], [owner])
+
+    async def leave(self, owner: str) -> None:
+        await self._door.run(ANNOUNCE_OWNER, [FLUSHERS_KEY], (owner, 0))
+
+
+def _backlog(shard: int, replies: list[Any], now: int) -> ShardBacklog:
+    entries, oldest, owner = replies
+    return ShardBacklog(
+        shard=shard,
+        entries=int(entries),
+        oldest_milliseconds=int(oldest[0][0].split(b"-")[0]) if oldest else None,
+        now_milliseconds=now,
+        owner=owner.decode() if owner else None,
+    )
+
+
+def _entry(position: bytes, fields: list[bytes]) -> Entry:
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    milliseconds, _, counter = position.partition(b"-")
+    body = named[b"b"]
+    kind = KINDS[named[b"k"]]
+    return Entry(
+        position=position.decode(),
+        kind=kind,
+        ref=SessionRef(named[b"t"].decode(), named[b"s"].decode()),
+        id=message_id(int(milliseconds), int(counter), int(named[b"r"])),
+        user_id=named[b"u"].decode() or None,
+        role=_role(body) if kind == "message" else "",
+        body=body,
+    )
+
+
+def _role(body: bytes) -> str:
+    # encode_body puts the role first, and no role contains a quote.
+    return body[_ROLE_AT : body.index(b'"', _ROLE_AT)].decode()
+
+
+def _after(position: str) -> str:
+    milliseconds, _, counter = position.partition("-")
+    return f"{milliseconds}-{int(counter) + 1}"

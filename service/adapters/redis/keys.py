@@ -1,0 +1,76 @@
+"""Names of the Redis keys. All keys of a shard share one hash tag, so one script may touch them."""
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from service.domain.sessions import SessionRef
+
+FLUSHERS_KEY: Final = "{cm}:flushers"
+LAYOUT_KEY: Final = "{cm}:layout"
+
+
+class SessionKeys(msgspec.Struct, frozen=True):
+    """The keys of one session, in the order in which the scripts take them."""
+
+    head: str
+    tail: str
+    pins: str
+    journal: str
+    shard: str
+    index: str
+
+    def listed(self) -> list[str]:
+        return [self.head, self.tail, self.pins, self.journal, self.shard, self.index]
+
+
+class Keys:
+    """Key names for a fixed number of shards."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+
+    def shard(self, ref: SessionRef) -> int:
+        """Stable over processes and releases: where a session's journal entries are."""
+        name = f"{len(ref.tenant)}:{ref.tenant}{ref.session_id}".encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % self.shards
+
+    def session(self, ref: SessionRef) -> SessionKeys:
+        shard = self.shard(ref)
+        tag = _tag(shard)
+        tenant = _segment(ref.tenant)
+        name = f"{tenant}:{_segment(ref.session_id)}"
+        return SessionKeys(
+            head=f"{tag}:head:{name}",
+            tail=f"{tag}:tail:{name}",
+            pins=f"{tag}:pins:{name}",
+            journal=f"{tag}:journal",
+            shard=f"{tag}:shard",
+            index=f"{tag}:index:{tenant}",
+        )
+
+    def once(self, ref: SessionRef, operation: str, key: str) -> str:
+        segments = (operation, ref.tenant, ref.session_id, key)
+        return f"{_tag(self.shard(ref))}:once:" + ":".join(map(_segment, segments))
+
+    def journal(self, shard: int) -> str:
+        return f"{_tag(shard)}:journal"
+
+    def shard_counters(self, shard: int) -> str:
+        return f"{_tag(shard)}:shard"
+
+    def owner(self, shard: int) -> str:
+        return f"{_tag(shard)}:owner"
+
+    def index(self, shard: int, tenant: str) -> str:
+        return f"{_tag(shard)}:index:{_segment(tenant)}"
+
+
+def _tag(shard: int) -> str:
+    return f"{{cm:{shard:02d}}}"
+
+
+def _segment(text: str) -> str:
+    # A separator inside a segment could make one tenant's key read as another's.
+    return text.replace("%", "%25").replace(":", "%3A")

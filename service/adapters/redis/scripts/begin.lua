@@ -1,0 +1,56 @@
+-- begin: a turn's first step. Takes the session, stores the user's message, returns the history.
+--
+-- KEYS  7 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
+-- ARGV  9 user or ''   10 fingerprint   11 lifetime of the record, milliseconds   12 lease token
+--       13 lease milliseconds   14 turn id   15 history needed, -1 for all
+--       16 '1' when the session's own window decides before 15   17 '1' when what is hot will do
+--       18 body   19 random bits
+-- Reply {'begun', user message id, state} | {'replayed', result, answer id} | {'running'} | {'reused'}
+--       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
+-- The lease of a dead owner ends by itself; a failed or interrupted call is taken up again without a
+-- second user message, unless that one was cleared away.
+local now = milliseconds()
+local record = {}
+do
+  local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer' }
+  local values = redis.call('HMGET', KEYS[7], unpack(names))
+  for place, name in ipairs(names) do record[name] = values[place] or nil end
+end
+if record.fingerprint and record.fingerprint ~= ARGV[10] then return { 'reused' } end
+if record.state == 'done' then return { 'replayed', record.result, record.answer or '' } end
+
+local leased = head.lease and tonumber(head.lease_until) > now
+local ours = leased and head.lease == ARGV[12]
+if leased and not ours then
+  if record.token == head.lease then return { 'running' } end
+  return { 'busy', tonumber(head.lease_until) - now }
+end
+
+local owner = claim(ARGV[9])
+if owner == 'not_owner' then return { 'not_owner' } end
+
+local need = tonumber(ARGV[15])
+if ARGV[16] == '1' and head.want then need = tonumber(head.want) end
+local complete = head.pinned and (head.floor == ZERO
+  or (head.floor and need >= 0 and tonumber(head.held) >= need + (record.message and 1 or 0)))
+-- One more is read for a message taken up; everything where the pins must be picked out of it.
+local span = (need < 0 or not head.pinned) and -1 or need + 1
+if owner == 'cold' or (not complete and ARGV[17] == '0') then return { 'cold', state(span) } end
+
+-- The history is what stands before the user's message.
+local before = state(span)
+local message = record.message
+if message and (head.cleared or ZERO) >= message then message = nil end
+if not message then
+  if not has_room(1, #ARGV[18]) then return { 'full' } end
+  if not ARCHIVED and tonumber(head.held) + 1 > HELD_MAX then return { 'too_many' } end
+  message = say(18, 1)[1]
+end
+set('lease', ARGV[12])
+set('lease_until', now + tonumber(ARGV[13]))
+set('turn', ARGV[14])
+redis.call('HSET', KEYS[7], 'fingerprint', ARGV[10], 'state', 'running', 'token', ARGV[12],
+  'message', message)
+redis.call('PEXPIRE', KEYS[7], ARGV[11])
+settle()
+return { 'begun', message, before }

@@ -1,0 +1,24 @@
+-- finish: a turn's last step. Stores the answer and the result, frees the session.
+--
+-- KEYS  7 once: the record of this call, made by begin
+-- ARGV  9 lease token   10 lifetime of the record, milliseconds   11 'done' or 'failed'
+--       12 result for a repeated call   13 body of the answer or ''   14 random bits
+-- Reply {'stored', answer id or ''} | {'cancelled'} | {'lost'}
+-- Only the owner of the lease writes. An answer to an accepted message is accepted also where the
+-- backlog is full. Cancelled: the session was cleared or deleted meanwhile; nothing was said then.
+local record = redis.call('HMGET', KEYS[7], 'state', 'token', 'message', 'answer')
+if record[2] == ARGV[9] and record[1] ~= 'running' then return { 'stored', record[4] or '' } end
+
+if head.lease ~= ARGV[9] then
+  local cleared = record[3] and (head.cleared or ZERO) >= record[3]
+  return { cleared and 'cancelled' or 'lost' }
+end
+
+local answer = ''
+if ARGV[13] ~= '' then answer = say(13, 1)[1] end
+set('lease', '')
+head.lease = nil
+redis.call('HSET', KEYS[7], 'state', ARGV[11], 'result', ARGV[12], 'answer', answer)
+redis.call('PEXPIRE', KEYS[7], ARGV[10])
+settle()
+return { 'stored', answer }

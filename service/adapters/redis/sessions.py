@@ -1,0 +1,116 @@
+"""Session documents in Redis, journaled like messages."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from service.adapters.redis.client import RedisDoor, Script
+from service.adapters.redis.replies import SessionArguments, wanted
+from service.adapters.redis.transcripts import existing
+from service.domain.errors import Overloaded
+from service.domain.ids import random_bits
+from service.domain.sessions import SessionDocument, SessionRef, encode_document
+from service.ports import Cold
+
+DOCUMENT: Final = Script("document", of_session=True)
+DELETE: Final = Script("delete", of_session=True)
+
+UNARCHIVED_MAX: Final = 10_000
+"""Sessions of a tenant with unflushed entries that a listing takes in."""
+
+NO_KEY: Final = -2
+"""What PTTL says of a key that is not there."""
+
+
+class RedisSessions:
+    """HotSessions in Redis."""
+
+    def __init__(self, door: RedisDoor, arguments: SessionArguments) -> None:
+        self._door = door
+        self._arguments = arguments
+
+    async def create(
+        self, ref: SessionRef, user_id: str | None, document: SessionDocument
+    ) -> bool | Cold:
+        status, rest = await self._put(ref, "create", user_id or "", b"", document)
+        match status:
+            case b"done":
+                return True
+            case b"exists":
+                return False
+            case b"cold":
+                return Cold(state=self._arguments.state(rest[0]))
+            case _:
+                raise self._arguments.refusal(status)
+
+    async def replace(
+        self, ref: SessionRef, old: SessionDocument, new: SessionDocument
+    ) -> Literal["replaced", "changed", "missing"] | Cold:
+        # An empty document is kept as no document, whichever way the session was made.
+        seen = b"" if old == SessionDocument() else encode_document(old)
+        status, rest = await self._put(ref, "replace", "", seen, new)
+        match status:
+            case b"done":
+                return "replaced"
+            case b"changed":
+                return "changed"
+            case b"missing":
+                return "missing"
+            case b"cold":
+                return Cold(state=self._arguments.state(rest[0]))
+            case _:
+                raise self._arguments.refusal(status)
+
+    async def delete(self, ref: SessionRef) -> bool | Cold:
+        words = [*self._arguments.shared(ref), random_bits()]
+        return existing(self._arguments, await self._door.run(DELETE, self._keys(ref), words))
+
+    async def unarchived(self, tenant: str) -> Sequence[str]:
+        names = self._arguments.keys
+        replies = await self._door.together(
+            [
+                ("ZREVRANGE", names.index(shard, tenant), 0, UNARCHIVED_MAX)
+                for shard in range(names.shards)
+            ]
+        )
+        found = [session_id.decode() for reply in replies for session_id in reply]
+        if len(found) > UNARCHIVED_MAX:
+            raise Overloaded(
+                f"More than {UNARCHIVED_MAX} sessions are not archived yet: they cannot be listed."
+            )
+        return found
+
+    async def remaining(self, refs: Sequence[SessionRef]) -> list[int | None]:
+        replies = await self._door.together(
+            [("PTTL", self._arguments.keys.session(ref).head) for ref in refs]
+        )
+        return [self._left(milliseconds) for milliseconds in replies]
+
+    def _left(self, milliseconds: int) -> int | None:
+        if milliseconds == NO_KEY:
+            return None
+        if milliseconds < 0:
+            # No lifetime: the full one begins when the last entry is flushed.
+            return self._arguments.limits.ttl_seconds
+        return round(milliseconds / 1000)
+
+    async def _put(
+        self, ref: SessionRef, how: str, user_id: str, seen: bytes, document: SessionDocument
+    ) -> tuple[bytes, list[Any]]:
+        words = [
+            *self._arguments.shared(ref),
+            how,
+            user_id,
+            seen,
+            b"" if document == SessionDocument() else encode_document(document),
+            wanted(document),
+            document.ttl_seconds or "",
+            random_bits(),
+        ]
+        status, *rest = await self._door.run(DOCUMENT, self._keys(ref), words)
+        return status, rest
+
+    def _keys(self, ref: SessionRef) -> list[str]:
+        names = self._arguments.keys
+        once = names.once(ref, "op", secrets.token_hex(8))
+        return [*names.session(ref).listed(), once]

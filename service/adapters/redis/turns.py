@@ -1,0 +1,123 @@
+"""Turns in Redis: the first and the last step of a turn are one script each."""
+
+import math
+from typing import Any, Final
+
+from service.adapters.redis.client import RedisDoor, Script
+from service.adapters.redis.replies import SessionArguments
+from service.domain.errors import RequestRunning, SessionBusy
+from service.domain.ids import MessageId, random_bits
+from service.domain.sessions import SessionRef
+from service.ports import Begin, Cold, Finish, Finished, HotBegun, Once, Replayed
+
+BEGIN: Final = Script("begin", of_session=True)
+RENEW: Final = Script("renew", of_session=True)
+FINISH: Final = Script("finish", of_session=True)
+
+UNKEYED_SECONDS: Final = 300
+"""How long a turn without a client's key is remembered, for the service's own repeats: longer than
+any turn."""
+
+
+class RedisTurns:
+    """HotTurns in Redis."""
+
+    def __init__(
+        self,
+        door: RedisDoor,
+        arguments: SessionArguments,
+        *,
+        once_seconds: int,
+        lease_seconds: float,
+    ) -> None:
+        self._door = door
+        self._arguments = arguments
+        self._once_seconds = once_seconds
+        self._lease_milliseconds = round(lease_seconds * 1000)
+
+    async def begin(self, command: Begin, *, incomplete_ok: bool) -> HotBegun | Replayed | Cold:
+        once = command.once
+        words = [
+            *self._arguments.shared(command.ref),
+            command.user_id or "",
+            once.fingerprint if once else "-",
+            self._record_milliseconds(once),
+            command.lease_token,
+            self._lease_milliseconds,
+            command.turn_id,
+            -1 if command.last is None else command.last,
+            int(command.session_last),
+            int(incomplete_ok),
+            command.body,
+            random_bits(),
+        ]
+        keys = self._keys(command.ref, once, command.lease_token)
+        status, *rest = await self._door.run(BEGIN, keys, words)
+        match status:
+            case b"begun":
+                return HotBegun(
+                    user_message_id=MessageId(rest[0].decode()),
+                    state=self._arguments.state(rest[1]),
+                )
+            case b"replayed":
+                answer = rest[1].decode()
+                return Replayed(result=rest[0], message_id=MessageId(answer) if answer else None)
+            case b"cold":
+                return Cold(state=self._arguments.state(rest[0]))
+            case _:
+                raise self._refusal(status, rest)
+
+    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+        words = [*self._arguments.shared(ref), lease_token, self._lease_milliseconds]
+        keys = self._arguments.keys.session(ref).listed()
+        reply = await self._door.run(RENEW, keys, words)
+        return reply[0] == b"renewed"
+
+    async def finish(self, command: Finish) -> Finished:
+        return await self._end(command, "done")
+
+    async def fail(self, command: Finish) -> None:
+        await self._end(command, "failed")
+
+    async def _end(self, command: Finish, state: str) -> Finished:
+        words = [
+            *self._arguments.shared(command.ref),
+            command.lease_token,
+            self._record_milliseconds(command.once),
+            state,
+            command.result,
+            command.body or b"",
+            random_bits(),
+        ]
+        keys = self._keys(command.ref, command.once, command.lease_token)
+        status, *rest = await self._door.run(FINISH, keys, words)
+        match status:
+            case b"stored":
+                answer = rest[0].decode()
+                message_id = MessageId(answer) if answer else None
+                return Finished(message_id=message_id, outcome="stored")
+            case b"cancelled":
+                return Finished(message_id=None, outcome="cancelled")
+            case b"lost":
+                return Finished(message_id=None, outcome="lost")
+            case _:
+                raise self._refusal(status, rest)
+
+    def _refusal(self, status: bytes, rest: list[Any]) -> Exception:
+        match status:
+            case b"busy":
+                return SessionBusy(retry_after_seconds=max(1, math.ceil(rest[0] / 1000)))
+            case b"running":
+                return RequestRunning()
+            case _:
+                return self._arguments.refusal(status)
+
+    def _record_milliseconds(self, once: Once | None) -> int:
+        return (self._once_seconds if once else UNKEYED_SECONDS) * 1000
+
+    def _keys(self, ref: SessionRef, once: Once | None, lease_token: str) -> list[str]:
+        names = self._arguments.keys
+        record = names.once(
+            ref, once.operation if once else "op", once.key if once else lease_token
+        )
+        return [*names.session(ref).listed(), record]

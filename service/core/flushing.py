@@ -1,0 +1,224 @@
+"""The flusher: carries the journal into the archive, batch by batch, in order, once.
+
+A batch is committed before its entries leave the journal, and they leave it only where they still
+stand at its head. A crash at any point repeats a batch that changes nothing the second time.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from service.core.background import Looper
+from service.domain.errors import ChatMemoryError
+from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog
+from service.domain.observations import BacklogSeen, BatchFlushed, FlushFailed, ShardsOwned
+from service.ports import ArchiveWriter, Clock, Journal, Observer, ShardLeases
+
+RENEWALS_PER_LEASE: Final = 3
+DRAIN_ROUNDS_MAX: Final = 10_000
+"""Batches of a last flush; the grace time ends it long before."""
+
+
+class FlushSettings(msgspec.Struct, frozen=True, kw_only=True):
+    shards: int
+    batch_max: int
+    """Entries in one transaction."""
+    linger_seconds: float
+    """Pause before a batch that is not full, so that small ones do not crowd the archive."""
+    lease_seconds: float
+
+
+class ShardOwnership:
+    """Which shards this flusher works on: an even share of all, among the flushers alive.
+
+    A lease saves double work and no more: were two flushers to work on one shard, each batch would
+    still be committed once.
+    """
+
+    def __init__(
+        self,
+        leases: ShardLeases,
+        owner: str,
+        settings: FlushSettings,
+        *,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._leases = leases
+        self._owner = owner
+        self._settings = settings
+        self._clock = clock
+        self._observer = observer
+        self._owned: list[int] = []
+        self._valid_until = 0.0
+
+    @property
+    def owned(self) -> list[int]:
+        """The shards whose lease is certainly ours still."""
+        return list(self._owned) if self._clock.monotonic() < self._valid_until else []
+
+    async def renew(self) -> None:
+        """Keep one's shards, take free ones up to the share, give up what is beyond it."""
+        asked_at = self._clock.monotonic()
+        owners = await self._leases.live_owners(self._owner)
+        share = math.ceil(self._settings.shards / max(1, owners))
+        kept: list[int] = []
+        for shard in self._candidates():
+            if len(kept) < share:
+                if await self._leases.take(shard, self._owner):
+                    kept.append(shard)
+            elif shard in self._owned:
+                await self._leases.release(shard, self._owner)
+        self._owned = kept
+        self._valid_until = asked_at + self._settings.lease_seconds
+        self._observer.observe(ShardsOwned(count=len(kept)))
+
+    async def give_up(self) -> None:
+        for shard in self._owned:
+            await self._leases.release(shard, self._owner)
+        self._owned = []
+        await self._leases.leave(self._owner)
+
+    def _candidates(self) -> list[int]:
+        # One's own first: ownership moves only where the share demands it.
+        others = [shard for shard in range(self._settings.shards) if shard not in self._owned]
+        return [*self._owned, *others]
+
+
+class Flusher:
+    """Component that flushes the shards it owns."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        writer: ArchiveWriter,
+        ownership: ShardOwnership,
+        settings: FlushSettings,
+        *,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._journal = journal
+        self._writer = writer
+        self._ownership = ownership
+        self._settings = settings
+        self._clock = clock
+        self._observer = observer
+        self._renewing = Looper(
+            "shard-leases",
+            ownership.renew,
+            pause_seconds=settings.lease_seconds / RENEWALS_PER_LEASE,
+            observer=observer,
+        )
+        self._flushing = Looper(
+            "flusher", self._work, pause_seconds=settings.linger_seconds, observer=observer
+        )
+
+    async def start(self) -> None:
+        await self._renewing.start()
+        await self._flushing.start()
+
+    async def stop(self) -> None:
+        """Finish the batch at hand, flush what is left, give the shards up."""
+        await self._flushing.stop()
+        await self.drain()
+        await self._renewing.stop()
+        try:
+            await self._ownership.give_up()
+        except ChatMemoryError as error:
+            # The leases end by themselves.
+            self._observer.observe(FlushFailed(reason=type(error).__name__, entries=0))
+
+    async def drain(self) -> None:
+        """Flush the owned shards until they are empty or a store is away."""
+        for _ in range(DRAIN_ROUNDS_MAX):
+            try:
+                if await self.flush_once() == 0:
+                    return
+            except ChatMemoryError as error:
+                self._observer.observe(FlushFailed(reason=type(error).__name__, entries=0))
+                return
+
+    async def flush_once(self) -> int:
+        """One batch over the owned shards; returns how many entries it had."""
+        backlog = await self._journal.backlog(self._ownership.owned)
+        wanted = shares(backlog, self._settings.batch_max)
+        if not wanted:
+            return 0
+        runs = await self._journal.head(wanted)
+        entries = [entry for run in runs for entry in run]
+        if not entries:
+            return 0
+        await self._commit(entries)
+        await asyncio.gather(
+            *(
+                self._journal.acknowledge(shard, Acknowledgement(entries=tuple(run)))
+                for (shard, _), run in zip(wanted, runs, strict=True)
+                if run
+            )
+        )
+        return len(entries)
+
+    async def _work(self) -> None:
+        # Full batches follow one another; a smaller one means that the queue is nearly empty.
+        while await self.flush_once() >= self._settings.batch_max:
+            pass
+
+    async def _commit(self, entries: list[Entry]) -> None:
+        started = self._clock.monotonic()
+        try:
+            written = await self._writer.write(Batch(entries=tuple(entries)))
+        except ChatMemoryError as error:
+            self._observer.observe(FlushFailed(reason=type(error).__name__, entries=len(entries)))
+            raise
+        self._observer.observe(
+            BatchFlushed(
+                entries=len(entries),
+                rows=written.rows,
+                duplicates=written.duplicates,
+                seconds=self._clock.monotonic() - started,
+            )
+        )
+
+
+class BacklogWatch:
+    """Component that measures the journal of all shards."""
+
+    def __init__(
+        self, journal: Journal, *, shards: int, pause_seconds: float, observer: Observer
+    ) -> None:
+        self._journal = journal
+        self._shards = range(shards)
+        self._observer = observer
+        self._looper = Looper(
+            "backlog-watch", self._look, pause_seconds=pause_seconds, observer=observer
+        )
+
+    async def start(self) -> None:
+        await self._looper.start()
+
+    async def stop(self) -> None:
+        await self._looper.stop()
+
+    async def _look(self) -> None:
+        shards = await self._journal.backlog(self._shards)
+        self._observer.observe(BacklogSeen(shards=tuple(shards)))
+
+
+def shares(backlog: Sequence[ShardBacklog], batch_max: int) -> list[tuple[int, int]]:
+    """Divide a batch over the shards that have entries, by how many they have.
+
+    Every one of them gets at least one, so that none starves; the sum may exceed ``batch_max`` by
+    the number of shards.
+    """
+    total = sum(shard.entries for shard in backlog)
+    if total <= batch_max:
+        return [(shard.shard, shard.entries) for shard in backlog if shard.entries]
+    return [
+        (shard.shard, max(1, batch_max * shard.entries // total))
+        for shard in backlog
+        if shard.entries
+    ]

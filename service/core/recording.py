@@ -1,0 +1,143 @@
+"""Recording: messages and sessions that a caller gives the service to keep."""
+
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import msgspec
+
+from service.domain.context import check_options
+from service.domain.errors import InvalidValue, Overloaded
+from service.domain.ids import check_id
+from service.domain.messages import (
+    BATCH_MESSAGES_MAX,
+    METADATA_BYTES_MAX,
+    MessageBody,
+    check_message,
+    contains_nul,
+)
+from service.domain.sessions import (
+    TTL_SECONDS_MAX,
+    TTL_SECONDS_MIN,
+    Session,
+    SessionDocument,
+    SessionRef,
+)
+from service.ports import Append, Appended, Durability, Once, Sessions, Transcripts
+
+REPLACE_ATTEMPTS_MAX: Final = 5
+
+
+class Recording:
+    """Append, clear, and the life of sessions."""
+
+    def __init__(
+        self, transcripts: Transcripts, sessions: Sessions, *, message_bytes_max: int
+    ) -> None:
+        self._transcripts = transcripts
+        self._sessions = sessions
+        self._message_bytes_max = message_bytes_max
+
+    @property
+    def durability(self) -> Durability:
+        return self._transcripts.durability
+
+    async def append(
+        self,
+        ref: SessionRef,
+        messages: Sequence[MessageBody],
+        *,
+        user_id: str | None,
+        once: Once | None,
+    ) -> Appended:
+        """Accept all messages or none.
+
+        Raises InvalidValue naming the message and field at fault.
+        """
+        if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
+            raise InvalidValue.of("messages", f"must be 1 to {BATCH_MESSAGES_MAX} messages")
+        check_session(ref)
+        if user_id is not None:
+            check_id(user_id, "user_id")
+        bodies = tuple(
+            check_message(message, f"messages[{place}]", bytes_max=self._message_bytes_max)
+            for place, message in enumerate(messages)
+        )
+        return await self._transcripts.append(
+            Append(ref=ref, bodies=bodies, user_id=user_id, once=once)
+        )
+
+    async def clear(self, ref: SessionRef) -> None:
+        check_session(ref)
+        await self._transcripts.clear(ref)
+
+    async def create(
+        self, ref: SessionRef, *, user_id: str | None, document: SessionDocument
+    ) -> Session:
+        check_id(ref.session_id, "id")
+        if user_id is not None:
+            check_id(user_id, "user_id")
+        check_document(document)
+        return await self._sessions.create(ref, user_id, document)
+
+    async def patch(self, ref: SessionRef, changes: dict[str, Any]) -> Session:
+        """Apply a merge patch (RFC 7396) to the session's document."""
+        check_session(ref)
+        for _ in range(REPLACE_ATTEMPTS_MAX):
+            session = await self._sessions.get(ref)
+            document = patched(session.document, changes)
+            check_document(document)
+            if document == session.document:
+                return session
+            if await self._sessions.replace(ref, session.document, document):
+                return await self._sessions.get(ref)
+        raise _contended()
+
+    async def delete(self, ref: SessionRef) -> None:
+        check_session(ref)
+        await self._sessions.delete(ref)
+
+
+def check_session(ref: SessionRef) -> None:
+    check_id(ref.session_id, "session_id")
+
+
+def check_document(document: SessionDocument) -> None:
+    """Raises InvalidValue naming the field and the limit."""
+    if document.metadata is not None:
+        size = len(msgspec.json.encode(document.metadata))
+        if size > METADATA_BYTES_MAX:
+            raise InvalidValue.of(
+                "metadata", f"must be at most {METADATA_BYTES_MAX} bytes of JSON, is {size}"
+            )
+        if contains_nul(document.metadata):
+            raise InvalidValue.of("metadata", "must not contain NUL characters")
+    check_options(document.context, "context")
+    ttl = document.ttl_seconds
+    if ttl is not None and not TTL_SECONDS_MIN <= ttl <= TTL_SECONDS_MAX:
+        raise InvalidValue.of("ttl_seconds", f"must be {TTL_SECONDS_MIN} to {TTL_SECONDS_MAX}")
+
+
+def patched(document: SessionDocument, changes: dict[str, Any]) -> SessionDocument:
+    """The document after a merge patch. Raises msgspec.ValidationError where it no longer fits."""
+    return msgspec.convert(
+        merge_patch(msgspec.to_builtins(document), changes), SessionDocument, strict=True
+    )
+
+
+def merge_patch(target: object, patch: object) -> Any:
+    """RFC 7396: objects merge, null removes, everything else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    merged: dict[str, Any] = (
+        dict(cast("dict[str, Any]", target)) if isinstance(target, dict) else {}
+    )
+    for name, value in cast("dict[str, Any]", patch).items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def _contended() -> Overloaded:
+    return Overloaded("The session's document is being changed by others all the time.")

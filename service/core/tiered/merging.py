@@ -1,0 +1,44 @@
+"""Pure questions about hot state: what it covers, and what it shows together with the archive."""
+
+from collections.abc import Sequence
+
+from service.domain.ids import ZERO_ID
+from service.domain.messages import Message, decode_messages
+from service.domain.sessions import decode_document
+from service.ports import HotState, Recent
+
+
+def covers(state: HotState, last: int | None) -> bool:
+    """Whether ``state`` alone answers for the newest ``last`` messages and all pinned ones."""
+    if state.floor == ZERO_ID:
+        return state.pinned_complete or len(state.messages) == state.held
+    if state.floor is None or last is None:
+        return False
+    return state.pinned_complete and len(state.messages) >= last
+
+
+def hot_recent(state: HotState, last: int | None) -> Recent:
+    return merged_recent(state, [], decode_messages(state.pinned), last)
+
+
+def merged_recent(
+    state: HotState,
+    older: Sequence[Message],
+    pinned: Sequence[Message],
+    last: int | None,
+    *,
+    user_id: str | None = None,
+    document: bytes = b"",
+) -> Recent:
+    """The newest ``last`` of ``older`` and the hot messages; pinned ones that are older apart."""
+    messages = [*older, *decode_messages(state.messages)]
+    shown = messages if last is None else messages[len(messages) - min(last, len(messages)) :]
+    first = shown[0].id if shown else None
+    return Recent(
+        exists=state.exists,
+        user_id=state.user_id or user_id,
+        document=decode_document(state.document or document),
+        messages=tuple(shown),
+        pinned=tuple(m for m in pinned if first is None or m.id < first),
+        ttl=state.ttl,
+    )

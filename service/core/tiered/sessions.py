@@ -1,0 +1,170 @@
+"""Sessions over two tiers."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from service.core.tiered.warming import Warming, moved_too_often, moves
+from service.domain.errors import SessionExists, SessionNotFound
+from service.domain.ids import ZERO_ID, id_time
+from service.domain.messages import id_of
+from service.domain.sessions import Session, SessionDocument, SessionRef, decode_document
+from service.ports import (
+    Archive,
+    ArchivedSession,
+    HotSessions,
+    HotState,
+    HotTranscripts,
+    SessionQuery,
+    SessionsPage,
+)
+
+LOOKUPS_MAX: Final = 32
+"""Sessions looked up at once while listing."""
+
+
+class TieredSessions:
+    """Sessions in the hot memory, completed from the archive."""
+
+    def __init__(
+        self,
+        hot: HotSessions,
+        transcripts: HotTranscripts,
+        archive: Archive | None,
+        warming: Warming,
+    ) -> None:
+        self._hot = hot
+        self._transcripts = transcripts
+        self._archive = archive
+        self._warming = warming
+
+    async def create(
+        self, ref: SessionRef, user_id: str | None, document: SessionDocument
+    ) -> Session:
+        for _ in moves():
+            result = await self._hot.create(ref, user_id, document)
+            if result is True:
+                return await self.get(ref)
+            if result is False:
+                raise SessionExists("A session with this id exists.")
+            await self._warming.know(ref, result.state)
+        raise moved_too_often()
+
+    async def get(self, ref: SessionRef) -> Session:
+        for _ in moves():
+            state = await self._transcripts.read(ref, last=None)
+            # The archive is read after the hot state: what was flushed in between is in its count.
+            archived = await self._archive.session(ref) if self._archive else None
+            if state.known:
+                return _merged(ref, state, archived)
+            if archived is None and not state.exists:
+                raise SessionNotFound
+            await self._warming.know(ref, state)
+        raise moved_too_often()
+
+    async def newest(self, query: SessionQuery) -> SessionsPage:
+        archived = await self._archive.newest_sessions(query) if self._archive else []
+        # Named here, a session's row in the archive is not how it stands.
+        fresher = await self._hot.unarchived(query.tenant)
+        hot = await self._hot_ones(query, fresher)
+        cold = await self._cold_ones(query, archived, set(fresher))
+
+        items = sorted([*hot, *cold], key=lambda session: session.active_id, reverse=True)
+        shown = items[: query.limit]
+        if len(items) > query.limit or (len(items) == query.limit and archived):
+            return SessionsPage(items=tuple(shown), next_before=shown[-1].active_id)
+        if len(archived) == query.limit:
+            return SessionsPage(items=tuple(shown), next_before=archived[-1][1].active_id)
+        return SessionsPage(items=tuple(shown), next_before=None)
+
+    async def replace(self, ref: SessionRef, old: SessionDocument, new: SessionDocument) -> bool:
+        for _ in moves():
+            result = await self._hot.replace(ref, old, new)
+            match result:
+                case "replaced":
+                    return True
+                case "changed":
+                    return False
+                case "missing":
+                    raise SessionNotFound
+                case cold:
+                    await self._warming.know(ref, cold.state)
+        raise moved_too_often()
+
+    async def delete(self, ref: SessionRef) -> None:
+        for _ in moves():
+            result = await self._hot.delete(ref)
+            if result is True:
+                return
+            if result is False:
+                raise SessionNotFound
+            await self._warming.know(ref, result.state)
+        raise moved_too_often()
+
+    async def _hot_ones(self, query: SessionQuery, ids: Sequence[str]) -> list[Session]:
+        found: list[Session] = []
+        for start in range(0, len(ids), LOOKUPS_MAX):
+            refs = [SessionRef(query.tenant, name) for name in ids[start : start + LOOKUPS_MAX]]
+            sessions = await asyncio.gather(*(self._find(ref) for ref in refs))
+            found += (session for session in sessions if session and _matches(session, query))
+        return found
+
+    async def _find(self, ref: SessionRef) -> Session | None:
+        try:
+            return await self.get(ref)
+        except SessionNotFound:
+            return None
+
+    async def _cold_ones(
+        self, query: SessionQuery, rows: Sequence[tuple[str, ArchivedSession]], hot: set[str]
+    ) -> list[Session]:
+        cold = [(session_id, row) for session_id, row in rows if session_id not in hot]
+        refs = [SessionRef(query.tenant, session_id) for session_id, _ in cold]
+        ttls = await self._hot.remaining(refs)
+        return [
+            _archived(session_id, row, ttl)
+            for (session_id, row), ttl in zip(cold, ttls, strict=True)
+        ]
+
+
+def _matches(session: Session, query: SessionQuery) -> bool:
+    return (query.user_id is None or session.user_id == query.user_id) and (
+        query.before is None or session.active_id < query.before
+    )
+
+
+def _merged(ref: SessionRef, state: HotState, archived: ArchivedSession | None) -> Session:
+    if not state.exists or state.active_id is None or state.born_id is None:
+        raise SessionNotFound
+    return Session(
+        id=ref.session_id,
+        user_id=state.user_id,
+        document=decode_document(state.document),
+        created_at=id_time(state.born_id),
+        active_id=state.active_id,
+        message_count=_count(state, archived),
+        last_id=state.last_id,
+        archived_through=archived.archived_through if archived else None,
+        ttl=state.ttl,
+    )
+
+
+def _count(state: HotState, archived: ArchivedSession | None) -> int:
+    if state.floor == ZERO_ID or archived is None:
+        return state.held
+    through = archived.archived_through or ZERO_ID
+    return archived.message_count + sum(id_of(text) > through for text in state.messages)
+
+
+def _archived(session_id: str, row: ArchivedSession, ttl: int | None) -> Session:
+    return Session(
+        id=session_id,
+        user_id=row.user_id,
+        document=decode_document(row.document),
+        created_at=id_time(row.born_id),
+        active_id=row.active_id,
+        message_count=row.message_count,
+        last_id=row.last_id,
+        archived_through=row.archived_through,
+        ttl=ttl,
+    )

@@ -1,0 +1,120 @@
+"""Transcripts over two tiers."""
+
+from service.core.tiered.warming import Warming, moved_too_often, moves
+from service.domain.errors import SessionNotFound
+from service.domain.ids import ZERO_ID
+from service.domain.messages import Message, decode_messages, id_of
+from service.domain.observations import HotRead, MessagesAppended
+from service.domain.sessions import SessionRef
+from service.ports import (
+    Append,
+    Appended,
+    Durability,
+    HotState,
+    HotTranscripts,
+    Observer,
+    PageQuery,
+    Recent,
+)
+
+
+class TieredTranscripts:
+    """Transcripts in the hot memory, completed from the archive."""
+
+    durability: Durability = "journaled"
+
+    def __init__(self, hot: HotTranscripts, warming: Warming, observer: Observer) -> None:
+        self._hot = hot
+        self._warming = warming
+        self._observer = observer
+
+    async def append(self, command: Append) -> Appended:
+        for _ in moves():
+            result = await self._hot.append(command)
+            if isinstance(result, Appended):
+                self._observer.observe(
+                    MessagesAppended(
+                        count=len(result.ids),
+                        durability=self.durability,
+                        replayed=result.replayed,
+                    )
+                )
+                return result
+            await self._warming.know(command.ref, result.state)
+        raise moved_too_often()
+
+    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+        return await self._warming.recent(ref, last=last)
+
+    async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
+        if query.descending and query.before is None and query.after is None:
+            return await self._newest(ref, query.limit)
+
+        state = await self._hot.read(ref, last=None)
+        held = [text for text in state.messages if _between(text, query)]
+        if state.exists and _held_answers(state, query, len(held)):
+            self._observer.observe(HotRead(result="hit"))
+            texts = held[::-1] if query.descending else held
+            return decode_messages(texts[: query.limit])
+        await self._must_exist(ref, state)
+        self._observer.observe(HotRead(result="merged"))
+        return decode_messages(await self._merged(ref, state, query, held))
+
+    async def clear(self, ref: SessionRef) -> None:
+        for _ in moves():
+            result = await self._hot.clear(ref)
+            if result is True:
+                return
+            if result is False:
+                raise SessionNotFound
+            await self._warming.know(ref, result.state)
+        raise moved_too_often()
+
+    async def _newest(self, ref: SessionRef, limit: int) -> list[Message]:
+        recent = await self._warming.recent(ref, last=limit)
+        if not recent.exists:
+            raise SessionNotFound
+        return list(reversed(recent.messages))
+
+    async def _must_exist(self, ref: SessionRef, state: HotState) -> None:
+        if state.exists:
+            return
+        if state.known or await self._warming.know(ref, state) is None:
+            raise SessionNotFound
+
+    async def _merged(
+        self, ref: SessionRef, state: HotState, query: PageQuery, held: list[bytes]
+    ) -> list[bytes]:
+        """Archive rows below the floor, and what is held at and above it."""
+        below = min(query.before, state.floor) if query.before and state.floor else None
+        bounded = PageQuery(
+            limit=query.limit,
+            descending=query.descending,
+            after=query.after,
+            before=below or query.before or state.floor,
+        )
+        if query.descending:
+            newest_first = held[::-1][: query.limit]
+            if len(newest_first) == query.limit:
+                return newest_first
+            rows = await self._warming.archive.page(ref, bounded, above=state.cleared_through)
+            return [*newest_first, *rows][: query.limit]
+        rows = await self._warming.archive.page(ref, bounded, above=state.cleared_through)
+        return [*rows, *held][: query.limit]
+
+
+def _between(text: bytes, query: PageQuery) -> bool:
+    identity = id_of(text)
+    return (query.after is None or identity > query.after) and (
+        query.before is None or identity < query.before
+    )
+
+
+def _held_answers(state: HotState, query: PageQuery, matching: int) -> bool:
+    if state.floor == ZERO_ID:
+        return True
+    if state.floor is None:
+        return False
+    if query.after is not None and query.after >= state.floor:
+        return True
+    return query.descending and matching >= query.limit

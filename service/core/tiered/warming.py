@@ -1,0 +1,190 @@
+"""Bringing archived state together with what is hot, and keeping it hot."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from service.core.tiered.merging import covers, hot_recent, merged_recent
+from service.domain.context import BUFFER_MESSAGES_MAX
+from service.domain.errors import ContextTooLarge, Overloaded
+from service.domain.ids import HIGHEST_ID, ZERO_ID
+from service.domain.messages import decode_messages, id_of, is_pinned
+from service.domain.observations import HotRead
+from service.domain.sessions import SessionRef
+from service.ports import (
+    Archive,
+    ArchivedSession,
+    Filling,
+    HotState,
+    HotTranscripts,
+    Observer,
+    PageQuery,
+    Recent,
+)
+
+MOVES_MAX: Final = 5
+"""Times that a session may change under one call before the call gives up."""
+
+
+class Warming:
+    """Reads the archive where the hot memory does not hold enough.
+
+    The hot part is always read before the archive: what leaves the hot list in between was
+    archived before, so together they miss nothing.
+    """
+
+    def __init__(
+        self,
+        hot: HotTranscripts,
+        archive: Archive | None,
+        *,
+        held_max: int,
+        observer: Observer,
+    ) -> None:
+        self._hot = hot
+        self._archive = archive
+        self._held_max = held_max
+        self._observer = observer
+        self._fillings: dict[SessionRef, _Filling] = {}
+
+    @property
+    def archive(self) -> Archive:
+        # Without an archive every session is known and complete, so nobody comes here.
+        assert self._archive is not None, "a store without an archive is never cold"  # noqa: S101
+        return self._archive
+
+    async def know(self, ref: SessionRef, seen: HotState) -> ArchivedSession | None:
+        """Take in owner, settings and existence from the archive."""
+        session = await self.archive.session(ref)
+        if session is None and not seen.exists:
+            await self._fill(ref, seen, None, older=[], pinned=[], to_start=True)
+        else:
+            await self._hot.fill(Filling(ref=ref, seen=seen, session=session, floor=None))
+        return session
+
+    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+        """The newest messages, from the archive where needed; fills the hot memory."""
+        state = await self._hot.read(ref, last=last)
+        if covers(state, last):
+            self._observer.observe(HotRead(result="hit"))
+            return hot_recent(state, last)
+        async with self._one_filling(ref):
+            # Whoever held the place before may have filled what is needed here.
+            state = await self._hot.read(ref, last=None)
+            if covers(state, last):
+                self._observer.observe(HotRead(result="hit"))
+                return hot_recent(state, last)
+            return await self.complete(ref, state, last)
+
+    async def complete(self, ref: SessionRef, state: HotState, last: int | None) -> Recent:
+        """Add what the archive has below the floor; ``state`` holds all that is hot.
+
+        Raises ContextTooLarge where all of a very long session is asked for.
+        """
+        session = await self.archive.session(ref)
+        if session is None and not state.exists:
+            await self._fill(ref, state, None, older=[], pinned=[], to_start=True)
+            return hot_recent(state, last)
+
+        older, to_start = await self._older(ref, state, last)
+        pinned = await self._pinned(ref, state, older)
+        filled = await self._fill(
+            ref, state, session, older=older, pinned=pinned, to_start=to_start
+        )
+        self._observer.observe(HotRead(result="filled" if filled else "merged"))
+        recent = merged_recent(
+            state,
+            decode_messages(older),
+            decode_messages(pinned),
+            last,
+            user_id=session.user_id if session else None,
+            document=session.document if session and not state.known else b"",
+        )
+        return msgspec.structs.replace(recent, exists=True)
+
+    async def _older(
+        self, ref: SessionRef, state: HotState, last: int | None
+    ) -> tuple[list[bytes], bool]:
+        """Archived messages below the floor, in order, and whether they reach the beginning."""
+        if state.floor == ZERO_ID:
+            return [], True
+        limit = BUFFER_MESSAGES_MAX + 1 if last is None else max(0, last - state.held)
+        if limit == 0:
+            return [], False
+        query = PageQuery(limit=limit, descending=True, before=state.floor)
+        texts = await self.archive.page(ref, query, above=state.cleared_through)
+        if last is None and len(texts) == limit:
+            raise ContextTooLarge(
+                f"The session has more than {BUFFER_MESSAGES_MAX} messages: use a window."
+            )
+        texts.reverse()
+        return texts, len(texts) < limit
+
+    async def _pinned(self, ref: SessionRef, state: HotState, older: list[bytes]) -> list[bytes]:
+        """All system and developer messages of the session."""
+        if state.pinned_complete:
+            return list(state.pinned)
+        below = id_of(older[0]) if older else state.floor
+        archived: list[bytes] = []
+        if below != ZERO_ID:
+            archived = await self.archive.pinned(
+                ref, above=state.cleared_through, below=below or HIGHEST_ID
+            )
+        return [*archived, *(text for text in [*older, *state.messages] if is_pinned(text))]
+
+    async def _fill(
+        self,
+        ref: SessionRef,
+        state: HotState,
+        session: ArchivedSession | None,
+        *,
+        older: list[bytes],
+        pinned: list[bytes],
+        to_start: bool,
+    ) -> bool:
+        """Keep the newest of ``older`` hot, as many as the cap allows."""
+        room = max(0, self._held_max - state.held)
+        kept = older[-room:] if room else []
+        whole = to_start and len(kept) == len(older)
+        floor = ZERO_ID if whole else id_of(kept[0]) if kept else state.floor
+        return await self._hot.fill(
+            Filling(
+                ref=ref,
+                seen=state,
+                session=session,
+                floor=floor,
+                messages=tuple(kept),
+                pinned=None if floor is None else tuple(pinned),
+            )
+        )
+
+    @asynccontextmanager
+    async def _one_filling(self, ref: SessionRef) -> AsyncGenerator[None]:
+        """One filling per session and process at a time."""
+        filling = self._fillings.setdefault(ref, _Filling())
+        filling.waiting += 1
+        try:
+            async with filling.lock:
+                yield
+        finally:
+            filling.waiting -= 1
+            if filling.waiting == 0:
+                self._fillings.pop(ref, None)
+
+
+def moves() -> range:
+    """Attempts of a call that starts over when the session moved under it."""
+    return range(MOVES_MAX)
+
+
+def moved_too_often() -> Overloaded:
+    return Overloaded("The session changes too fast to be looked up in the archive.")
+
+
+class _Filling:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
