@@ -3,6 +3,7 @@
 -- For STORE=postgres: what Redis keeps elsewhere. A row here is the lease on a session's turn.
 CREATE TABLE turn_leases (
     session_key uuid        NOT NULL PRIMARY KEY,
+    tenant      text        NOT NULL,
     token       text        NOT NULL,
     turn_id     text        NOT NULL,
     expires_at  timestamptz NOT NULL

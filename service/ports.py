@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from service.domain.context import plan
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
 from service.domain.messages import Message
@@ -75,7 +76,11 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recent(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest messages in order, and the system and developer messages older than those."""
+    """The newest messages in order, and the system and developer messages older than those.
+
+    ``messages`` has as many as were asked for that are not system or developer messages, and those
+    in between.
+    """
 
     exists: bool
     user_id: str | None
@@ -106,7 +111,10 @@ class Transcripts(Protocol):
         ...
 
     async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
-        """The newest ``last`` messages, or all of them; an unknown session does not exist."""
+        """The newest messages, ``last`` of them not system or developer messages; None for all.
+
+        An unknown session does not exist.
+        """
         ...
 
     async def clear(self, ref: SessionRef) -> None:
@@ -172,6 +180,13 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None
     once: Once | None
     lease_token: str
+
+
+def needed_last(command: Begin, document: SessionDocument) -> int | None:
+    """How much history a turn's prompt needs, once the session's own context is known."""
+    if command.session_last and document.context is not None:
+        return plan(document.context).last
+    return command.last
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -300,7 +315,10 @@ class HotTranscripts(Protocol):
     async def append(self, command: Append) -> Appended | Cold: ...
 
     async def read(self, ref: SessionRef, *, last: int | None) -> HotState:
-        """The newest ``last`` messages (None: all held); slides the lifetime."""
+        """At least the newest ``last`` messages that are not pinned (None: all held).
+
+        Slides the lifetime.
+        """
         ...
 
     async def fill(self, filling: Filling) -> bool:

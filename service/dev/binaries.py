@@ -17,7 +17,7 @@ from typing import Final
 from service.dev.errors import DevError
 from service.dev.users import User, can_enter, can_read
 
-_CACHES: Final = (Path("/var/cache"), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  See _claimed.
+_CACHES: Final = (Path("/var/cache"), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  # See _claimed.
 _CACHE_NAME: Final = "chat-memory-servers"
 _PYTHON: Final = ("*.py", "*.pyc", "__pycache__")  # Not needed to run the programs.
 

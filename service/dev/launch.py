@@ -44,7 +44,7 @@ def main() -> None:
     os.umask(0o077)
     become(uid, gid)
     die_with(owner_pid, death_signal)
-    os.execv(command[0], command)  # noqa: S606  The command is ours, there is no shell to need.
+    os.execv(command[0], command)  # noqa: S606  # The command is ours, there is no shell to need.
 
 
 if __name__ == "__main__":

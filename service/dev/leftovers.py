@@ -38,7 +38,7 @@ async def _end(data: Path, program: str, how: signal.Signals, *, within_seconds:
         _send(pid, how)
     try:
         async with asyncio.timeout(within_seconds):
-            while _working_in(data, program):  # noqa: ASYNC110  They are not our children: no event tells.
+            while _working_in(data, program):  # noqa: ASYNC110  # No event tells of others.
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         return False
@@ -77,7 +77,7 @@ def _written_down(data: Path, program: str) -> list[int]:
         except (OSError, ValueError, IndexError):
             continue
         asked = ["/bin/ps", "-p", str(pid), "-o", "comm="]
-        said = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  A number.
+        said = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  # A number.
         if program in said.stdout:
             return [pid]
     return []

@@ -69,6 +69,12 @@ def id_of(text: bytes) -> MessageId:
     return MessageId(text[7:43].decode())
 
 
+def role_of(body: bytes) -> str:
+    """The role in an encoded body, without decoding it."""
+    # encode_body puts it first, and no role contains a quote.
+    return body[9 : body.index(b'"', 9)].decode()
+
+
 def is_pinned(text: bytes) -> bool:
     """Whether such a text is of a role that no window drops."""
     return text[53:].startswith((b'system"', b'developer"'))
@@ -104,6 +110,22 @@ def check_text(text: str, field: str, *, bytes_max: int) -> str:
     if "\x00" in text:
         raise InvalidValue.of(field, "must not contain NUL characters")
     return text
+
+
+def newest(messages: Sequence[Message], last: int | None) -> Sequence[Message]:
+    """The end of an ordered session that has ``last`` messages of roles that are not pinned.
+
+    None for all. Pinned ones between those are part of it.
+    """
+    if last is None:
+        return messages
+    spoken = 0
+    for place in range(len(messages) - 1, -1, -1):
+        if messages[place].role not in PINNED_ROLES:
+            spoken += 1
+        if spoken == last:
+            return messages[place:]
+    return messages
 
 
 def contains_nul(value: object) -> bool:

@@ -4,15 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
-from asyncpg.pool import PoolConnectionProxy
 
 from service.domain.errors import ArchiveUnavailable
 from service.domain.observations import PoolWaited
 from service.ports import Observer
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
 
 T = TypeVar("T")
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -124,7 +126,14 @@ class PostgresDoor:
                     command_timeout=self._limits.call_seconds,
                     statement_cache_size=self._limits.statement_cache,
                     init=_prepare,
-                    server_settings={"jit": "off", "application_name": "chat-memory"},
+                    server_settings={
+                        "jit": "off",
+                        "application_name": "chat-memory",
+                        # A network cut in a transaction must not hold its locks for hours.
+                        "idle_in_transaction_session_timeout": str(
+                            round(2000 * self._limits.call_seconds)
+                        ),
+                    },
                 )
         return self._pool
 

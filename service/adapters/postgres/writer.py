@@ -48,6 +48,7 @@ SET cleared_through = f.through,
     active_id = GREATEST(s.active_id, f.through),
     message_count = s.message_count - COALESCE(c.rows, 0),
     last_id = CASE WHEN s.last_id > f.through THEN s.last_id END,
+    archived_through = CASE WHEN s.archived_through > f.through THEN s.archived_through END,
     user_id = CASE WHEN NOT f.deletes THEN s.user_id END,
     document = CASE WHEN NOT f.deletes THEN s.document END,
     deleted = s.deleted OR f.deletes
@@ -82,7 +83,7 @@ SET message_count = s.message_count + t.inserted,
 FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::json[],
             $7::uuid[], $8::uuid[])
   AS t (session_key, inserted, active_id, last_id, user_id, document, document_id, born_id)
-WHERE s.session_key = t.session_key AND t.active_id > s.cleared_through
+WHERE s.session_key = t.session_key AND t.active_id >= s.cleared_through
 """
 
 
@@ -105,8 +106,11 @@ class SessionChange(msgspec.Struct, kw_only=True):
                 self.messages.append(entry)
             case "document":
                 self.document = entry
-            case "clear" | "delete":
+            case "clear":
                 self._forget(entry)
+            case "delete":
+                self._forget(entry)
+                self._end()
                 return
         self.user_id = entry.user_id or self.user_id
         self.born_id = self.born_id or entry.id
@@ -115,13 +119,14 @@ class SessionChange(msgspec.Struct, kw_only=True):
     def _forget(self, entry: Entry) -> None:
         self.through = entry.id
         self.messages = []
-        # A clear leaves the session and its settings as they are.
-        if entry.kind == "delete":
-            self.deletes = True
-            self.document = None
-            self.user_id = None
-            self.born_id = None
-            self.active_id = None
+
+    def _end(self) -> None:
+        # Unlike a clear, which leaves the session and its settings as they are.
+        self.deletes = True
+        self.document = None
+        self.user_id = None
+        self.born_id = None
+        self.active_id = None
 
 
 class PostgresArchiveWriter:

@@ -130,7 +130,7 @@ class RedisDoor:
                 await asyncio.sleep(REPEAT_PAUSE_SECONDS)
 
     async def _command(self, *words: Value) -> Any:
-        return await self._redis.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return await self._redis.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped
 
 
 def _reason(error: RedisError) -> str:

@@ -9,6 +9,7 @@ from service.adapters.redis.keys import FLUSHERS_KEY, Keys
 from service.adapters.redis.replies import SessionLimits
 from service.domain.ids import message_id
 from service.domain.journal import Acknowledgement, Entry, EntryKind, ShardBacklog
+from service.domain.messages import role_of
 from service.domain.sessions import SessionRef
 
 ACKNOWLEDGE: Final = Script("acknowledge", of_session=False)
@@ -22,7 +23,6 @@ KINDS: Final[dict[bytes, EntryKind]] = {
     b"s": "document",
     b"d": "delete",
 }
-_ROLE_AT: Final = len(b'{"role":"')
 
 
 class RedisJournal:
@@ -125,14 +125,9 @@ def _entry(position: bytes, fields: list[bytes]) -> Entry:
         ref=SessionRef(named[b"t"].decode(), named[b"s"].decode()),
         id=message_id(int(milliseconds), int(counter), int(named[b"r"])),
         user_id=named[b"u"].decode() or None,
-        role=_role(body) if kind == "message" else "",
+        role=role_of(body) if kind == "message" else "",
         body=body,
     )
-
-
-def _role(body: bytes) -> str:
-    # encode_body puts the role first, and no role contains a quote.
-    return body[_ROLE_AT : body.index(b'"', _ROLE_AT)].decode()
 
 
 def _after(position: str) -> str:

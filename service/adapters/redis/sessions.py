@@ -81,17 +81,17 @@ class RedisSessions:
         return found
 
     async def remaining(self, refs: Sequence[SessionRef]) -> list[int | None]:
-        replies = await self._door.together(
-            [("PTTL", self._arguments.keys.session(ref).head) for ref in refs]
-        )
-        return [self._left(milliseconds) for milliseconds in replies]
+        heads = [self._arguments.keys.session(ref).head for ref in refs]
+        lifetimes = await self._door.together([("PTTL", head) for head in heads])
+        own = await self._door.together([("HGET", head, "ttl") for head in heads])
+        return [self._left(*pair) for pair in zip(lifetimes, own, strict=True)]
 
-    def _left(self, milliseconds: int) -> int | None:
+    def _left(self, milliseconds: int, own_seconds: bytes | None) -> int | None:
         if milliseconds == NO_KEY:
             return None
         if milliseconds < 0:
             # No lifetime: the full one begins when the last entry is flushed.
-            return self._arguments.limits.ttl_seconds
+            return int(own_seconds or self._arguments.limits.ttl_seconds)
         return round(milliseconds / 1000)
 
     async def _put(

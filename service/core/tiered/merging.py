@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 
 from service.domain.ids import ZERO_ID
-from service.domain.messages import Message, decode_messages
+from service.domain.messages import Message, decode_messages, newest
 from service.domain.sessions import decode_document
 from service.ports import HotState, Recent
 
 
 def covers(state: HotState, last: int | None) -> bool:
-    """Whether ``state`` alone answers for the newest ``last`` messages and all pinned ones."""
+    """Whether ``state`` alone answers for the session, its newest messages and all pinned ones."""
+    if not state.known:
+        return False
     if state.floor == ZERO_ID:
         return state.pinned_complete or len(state.messages) == state.held
     if state.floor is None or last is None:
         return False
-    return state.pinned_complete and len(state.messages) >= last
+    return state.pinned_complete and len(state.messages) >= last + len(state.pinned)
 
 
 def hot_recent(state: HotState, last: int | None) -> Recent:
@@ -30,9 +32,8 @@ def merged_recent(
     user_id: str | None = None,
     document: bytes = b"",
 ) -> Recent:
-    """The newest ``last`` of ``older`` and the hot messages; pinned ones that are older apart."""
-    messages = [*older, *decode_messages(state.messages)]
-    shown = messages if last is None else messages[len(messages) - min(last, len(messages)) :]
+    """The newest of ``older`` and the hot messages; pinned ones that are older apart."""
+    shown = newest([*older, *decode_messages(state.messages)], last)
     first = shown[0].id if shown else None
     return Recent(
         exists=state.exists,

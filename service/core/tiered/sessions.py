@@ -70,12 +70,15 @@ class TieredSessions:
         cold = await self._cold_ones(query, archived, set(fresher))
 
         items = sorted([*hot, *cold], key=lambda session: session.active_id, reverse=True)
-        shown = items[: query.limit]
-        if len(items) > query.limit or (len(items) == query.limit and archived):
-            return SessionsPage(items=tuple(shown), next_before=shown[-1].active_id)
         if len(archived) == query.limit:
-            return SessionsPage(items=tuple(shown), next_before=archived[-1][1].active_id)
-        return SessionsPage(items=tuple(shown), next_before=None)
+            # Below the archive's last row there may be others of it that were not read.
+            reached = archived[-1][1].active_id
+            items = [session for session in items if session.active_id >= reached]
+            if len(items) <= query.limit:
+                return SessionsPage(items=tuple(items), next_before=reached)
+        shown = tuple(items[: query.limit])
+        more = len(items) > query.limit
+        return SessionsPage(items=shown, next_before=shown[-1].active_id if more else None)
 
     async def replace(self, ref: SessionRef, old: SessionDocument, new: SessionDocument) -> bool:
         for _ in moves():

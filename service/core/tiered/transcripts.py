@@ -74,7 +74,7 @@ class TieredTranscripts:
         recent = await self._warming.recent(ref, last=limit)
         if not recent.exists:
             raise SessionNotFound
-        return list(reversed(recent.messages))
+        return list(reversed(recent.messages[-limit:]))
 
     async def _must_exist(self, ref: SessionRef, state: HotState) -> None:
         if state.exists:

@@ -1,9 +1,11 @@
 """Turns over two tiers."""
 
+import msgspec
+
 from service.core.tiered.merging import covers, hot_recent
 from service.core.tiered.warming import Warming, moved_too_often, moves
-from service.domain.context import plan
 from service.domain.ids import MessageId
+from service.domain.messages import id_of
 from service.domain.sessions import SessionRef, decode_document
 from service.ports import (
     Begin,
@@ -14,8 +16,8 @@ from service.ports import (
     HotBegun,
     HotState,
     HotTurns,
-    Recent,
     Replayed,
+    needed_last,
 )
 
 
@@ -63,30 +65,27 @@ class TieredTurns:
 
     async def _begun(self, command: Begin, begun: HotBegun) -> Begun:
         needed = _needed(command, begun.state.document)
-        if covers(begun.state, needed):
-            history = hot_recent(begun.state, None)
+        state = _before(begun.state, begun.user_message_id)
+        if covers(state, needed):
+            history = hot_recent(state, needed)
         else:
-            history = await self._warming.complete(command.ref, begun.state, needed)
-        return Begun(
-            user_message_id=begun.user_message_id,
-            history=_before(history, begun.user_message_id),
-        )
+            history = await self._warming.complete(command.ref, state, needed)
+        return Begun(user_message_id=begun.user_message_id, history=history)
 
 
 def _needed(command: Begin, document: bytes) -> int | None:
-    context = decode_document(document).context
-    if command.session_last and context is not None:
-        return plan(context).last
-    return command.last
+    return needed_last(command, decode_document(document))
 
 
-def _before(history: Recent, user_message_id: MessageId) -> Recent:
-    # A user message that is taken up again stands among the others; it is not its own history.
-    return Recent(
-        exists=history.exists,
-        user_id=history.user_id,
-        document=history.document,
-        messages=tuple(m for m in history.messages if m.id < user_message_id),
-        pinned=history.pinned,
-        ttl=history.ttl,
+def _before(state: HotState, user_message_id: MessageId) -> HotState:
+    # A user message that is taken up again stands among the others or is no longer hot: what was
+    # said after it is not its history.
+    messages = tuple(text for text in state.messages if id_of(text) < user_message_id)
+    after = len(state.messages) - len(messages)
+    return msgspec.structs.replace(
+        state,
+        messages=messages,
+        held=state.held - after,
+        floor=min(state.floor, user_message_id) if state.floor else None,
+        pinned=tuple(text for text in state.pinned if id_of(text) < user_message_id),
     )

@@ -53,7 +53,8 @@ class Warming:
     @property
     def archive(self) -> Archive:
         # Without an archive every session is known and complete, so nobody comes here.
-        assert self._archive is not None, "a store without an archive is never cold"  # noqa: S101
+        if self._archive is None:
+            raise AssertionError("a store without an archive is never cold")
         return self._archive
 
     async def know(self, ref: SessionRef, seen: HotState) -> ArchivedSession | None:
@@ -89,8 +90,9 @@ class Warming:
             await self._fill(ref, state, None, older=[], pinned=[], to_start=True)
             return hot_recent(state, last)
 
-        older, to_start = await self._older(ref, state, last)
-        pinned = await self._pinned(ref, state, older)
+        pinned = await self._pinned(ref, state)
+        wanted = None if last is None else last + len(pinned)
+        older, to_start = await self._older(ref, state, wanted)
         filled = await self._fill(
             ref, state, session, older=older, pinned=pinned, to_start=to_start
         )
@@ -123,17 +125,16 @@ class Warming:
         texts.reverse()
         return texts, len(texts) < limit
 
-    async def _pinned(self, ref: SessionRef, state: HotState, older: list[bytes]) -> list[bytes]:
+    async def _pinned(self, ref: SessionRef, state: HotState) -> list[bytes]:
         """All system and developer messages of the session."""
         if state.pinned_complete:
             return list(state.pinned)
-        below = id_of(older[0]) if older else state.floor
         archived: list[bytes] = []
-        if below != ZERO_ID:
+        if state.floor != ZERO_ID:
             archived = await self.archive.pinned(
-                ref, above=state.cleared_through, below=below or HIGHEST_ID
+                ref, above=state.cleared_through, below=state.floor or HIGHEST_ID
             )
-        return [*archived, *(text for text in [*older, *state.messages] if is_pinned(text))]
+        return [*archived, *(text for text in state.messages if is_pinned(text))]
 
     async def _fill(
         self,

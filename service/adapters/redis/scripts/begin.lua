@@ -31,16 +31,19 @@ if owner == 'not_owner' then return { 'not_owner' } end
 
 local need = tonumber(ARGV[15])
 if ARGV[16] == '1' and head.want then need = tonumber(head.want) end
-local complete = head.pinned and (head.floor == ZERO
-  or (head.floor and need >= 0 and tonumber(head.held) >= need + (record.message and 1 or 0)))
--- One more is read for a message taken up; everything where the pins must be picked out of it.
-local span = (need < 0 or not head.pinned) and -1 or need + 1
-if owner == 'cold' or (not complete and ARGV[17] == '0') then return { 'cold', state(span) } end
+-- The history stands before the user's message: for one that is taken up again, who knows where.
+local taken_up = record.message and head.known and head.exists
+  and record.message > (head.cleared or ZERO)
+local complete = head.known and head.pinned and (head.floor == ZERO
+  or (head.floor and need >= 0 and not taken_up
+    and tonumber(head.held) >= need + tonumber(head.pinned)))
+local span = (taken_up or not head.pinned) and -1 or need
+if owner == 'cold' or not head.known or (not complete and ARGV[17] == '0') then
+  return { 'cold', state(span) }
+end
 
--- The history is what stands before the user's message.
 local before = state(span)
-local message = record.message
-if message and (head.cleared or ZERO) >= message then message = nil end
+local message = taken_up and record.message
 if not message then
   if not has_room(1, #ARGV[18]) then return { 'full' } end
   if not ARCHIVED and tonumber(head.held) + 1 > HELD_MAX then return { 'too_many' } end

@@ -4,10 +4,8 @@
 -- Reply {'done'} | {'missing'} | {'cold', state} | {'full'}
 -- A repeated call changes nothing more. A running turn loses its lease.
 if is_repeated() then return { 'done' } end
-if not head.exists then
-  if not head.known then return { 'cold', state(0) } end
-  return { 'missing' }
-end
+if not head.known then return { 'cold', state(0) } end
+if not head.exists then return { 'missing' } end
 if not has_room(1, 0) then return { 'full' } end
 forget_messages(accept('c', '', ARGV[9]))
 remember()

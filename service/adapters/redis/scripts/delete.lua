@@ -5,10 +5,8 @@
 -- The head stays until the archive has the deletion and for a lifetime after it: it says that nothing
 -- exists, and to a turn that was running that it was cancelled.
 if is_repeated() then return { 'done' } end
-if not head.exists then
-  if not head.known then return { 'cold', state(0) } end
-  return { 'missing' }
-end
+if not head.known then return { 'cold', state(0) } end
+if not head.exists then return { 'missing' } end
 if not has_room(1, 0) then return { 'full' } end
 forget_messages(accept('d', '', ARGV[9]))
 for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'ttl', 'born' }) do

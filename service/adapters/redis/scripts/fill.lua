@@ -28,7 +28,7 @@ if not head.known then
       if ARGV[15] ~= '' then set('ttl', ARGV[15]) end
     end
     if not head.active then set('active', ARGV[18]) end
-    if not head.last and ARGV[19] ~= '' then set('last', ARGV[19]) end
+    if not head.last and ARGV[19] > (head.cleared or ZERO) then set('last', ARGV[19]) end
   end
   if not head.cleared and ARGV[17] ~= ZERO then set('cleared', ARGV[17]) end
 end

@@ -221,13 +221,14 @@ local function claim(user)
   return 'ok'
 end
 
+-- What is hot, with at least the newest `last` messages that are not pinned; all for -1.
 local function state(last)
   local ttl = redis.call('PTTL', HEAD)
   local texts = {}
   if last < 0 then
     texts = redis.call('LRANGE', TAIL, 0, -1)
   elseif last > 0 then
-    texts = redis.call('LRANGE', TAIL, -last, -1)
+    texts = redis.call('LRANGE', TAIL, -last - tonumber(head.pinned or 0), -1)
   end
   local pins = {}
   if head.pinned and tonumber(head.pinned) > 0 then pins = redis.call('LRANGE', PINS, 0, -1) end

@@ -1,0 +1,59 @@
+"""Log lines for what an operator wants to read about: events with fields, no message text."""
+
+import structlog
+
+from service.domain.observations import (
+    BacklogSeen,
+    BatchFlushed,
+    ComponentFailed,
+    FlushFailed,
+    HotRead,
+    LoopLagSeen,
+    MessagesAppended,
+    ModelCalled,
+    Observation,
+    OwnerConflict,
+    PoolWaited,
+    RequestServed,
+    ShardsOwned,
+    TurnEnded,
+)
+
+log = structlog.stdlib.get_logger("chat_memory")
+
+
+class LogObserver:
+    """Observer that writes trouble and changes; what only happens often is left to the metrics."""
+
+    def __init__(self) -> None:
+        self._shards_owned = -1
+
+    def observe(self, what: Observation) -> None:
+        match what:
+            case FlushFailed():
+                log.warning("flush_failed", reason=what.reason, entries=what.entries)
+            case ComponentFailed():
+                log.warning("component_failed", component=what.component, reason=what.reason)
+            case OwnerConflict():
+                log.error("owner_conflict", count=what.count)
+            case ShardsOwned():
+                self._note_shards(what.count)
+            case ModelCalled():
+                if what.outcome != "ok":
+                    log.warning("model_failed", model=what.model, outcome=what.outcome)
+            case (
+                BacklogSeen()
+                | BatchFlushed()
+                | HotRead()
+                | LoopLagSeen()
+                | MessagesAppended()
+                | PoolWaited()
+                | RequestServed()
+                | TurnEnded()
+            ):
+                pass
+
+    def _note_shards(self, count: int) -> None:
+        if count != self._shards_owned:
+            self._shards_owned = count
+            log.info("shards_owned", count=count)

@@ -1,0 +1,113 @@
+"""Transcripts and sessions in process memory."""
+
+from service.adapters.memory.store import HeldSession, MemoryStore
+from service.domain.errors import SessionExists
+from service.domain.ids import id_time
+from service.domain.messages import Message
+from service.domain.sessions import Session, SessionDocument, SessionRef
+from service.ports import (
+    Append,
+    Appended,
+    Durability,
+    PageQuery,
+    Recent,
+    SessionQuery,
+    SessionsPage,
+)
+
+
+class MemoryTranscripts:
+    """Transcripts in process memory."""
+
+    durability: Durability = "volatile"
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def append(self, command: Append) -> Appended:
+        store, ref = self._store, command.ref
+        earlier = store.call(ref, command.once)
+        if earlier is not None:
+            return Appended(ids=earlier.ids, replayed=True)
+        store.must_have_room(ref, len(command.bodies))
+        store.claimed(ref, command.user_id)
+        call = store.new_call(command.once)
+        call.ids = store.say(ref, command.bodies)
+        store.remember(ref, command.once, call)
+        return Appended(ids=call.ids)
+
+    async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
+        found = [
+            message
+            for message in self._store.existing(ref).messages
+            if (query.after is None or message.id > query.after)
+            and (query.before is None or message.id < query.before)
+        ]
+        if query.descending:
+            found.reverse()
+        return found[: query.limit]
+
+    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+        return self._store.recent(ref, last, None)
+
+    async def clear(self, ref: SessionRef) -> None:
+        self._store.forget(ref)
+
+
+class MemorySessions:
+    """Sessions in process memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def create(
+        self, ref: SessionRef, user_id: str | None, document: SessionDocument
+    ) -> Session:
+        if ref in self._store.sessions:
+            raise SessionExists("A session with this id exists.")
+        held = self._store.claimed(ref, user_id)
+        held.document = document
+        return _session(ref, held)
+
+    async def get(self, ref: SessionRef) -> Session:
+        return _session(ref, self._store.existing(ref))
+
+    async def newest(self, query: SessionQuery) -> SessionsPage:
+        found = [
+            _session(ref, held)
+            for ref, held in self._store.sessions.items()
+            if ref.tenant == query.tenant
+            and (query.user_id is None or held.user_id == query.user_id)
+            and (query.before is None or held.active_id < query.before)
+        ]
+        found.sort(key=lambda session: session.active_id, reverse=True)
+        shown = tuple(found[: query.limit])
+        more = len(found) > query.limit
+        return SessionsPage(items=shown, next_before=shown[-1].active_id if more else None)
+
+    async def replace(self, ref: SessionRef, old: SessionDocument, new: SessionDocument) -> bool:
+        held = self._store.existing(ref)
+        if held.document != old:
+            return False
+        held.document = new
+        held.active_id = self._store.new_id(ref)
+        return True
+
+    async def delete(self, ref: SessionRef) -> None:
+        self._store.forget(ref)
+        del self._store.sessions[ref]
+
+
+def _session(ref: SessionRef, held: HeldSession) -> Session:
+    last_id = held.messages[-1].id if held.messages else None
+    return Session(
+        id=ref.session_id,
+        user_id=held.user_id,
+        document=held.document,
+        created_at=id_time(held.born_id),
+        active_id=held.active_id,
+        message_count=len(held.messages),
+        last_id=last_id,
+        archived_through=None,
+        ttl=None,
+    )

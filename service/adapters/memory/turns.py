@@ -1,0 +1,91 @@
+"""Turns in process memory."""
+
+import math
+
+from service.adapters.memory.store import Call, HeldSession, MemoryStore
+from service.domain.errors import RequestRunning, SessionBusy
+from service.domain.ids import MessageId
+from service.domain.sessions import SessionRef
+from service.ports import Begin, Begun, Finish, Finished, Once, Replayed, needed_last
+
+
+class MemoryTurns:
+    """Turns in process memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._unkeyed: dict[str, Call] = {}
+
+    async def begin(self, command: Begin) -> Begun | Replayed:
+        store, ref = self._store, command.ref
+        call = store.call(ref, command.once)
+        if call is not None and call.state == "done":
+            return Replayed(result=call.result, message_id=call.answer_id)
+        self._must_be_free(ref, call)
+        store.must_have_room(ref, 1)
+
+        session = store.claimed(ref, command.user_id)
+        user_message_id = self._taken_up(session, call) or store.say(ref, (command.body,))[0]
+        store.lease(session, command.lease_token)
+        call = store.new_call(command.once)
+        call.state, call.token, call.ids = "running", command.lease_token, (user_message_id,)
+        self._remember(ref, command.once, call)
+        return Begun(
+            user_message_id=user_message_id,
+            history=store.recent(ref, needed_last(command, session.document), user_message_id),
+        )
+
+    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+        session = self._store.sessions.get(ref)
+        if session is None or session.lease is None or session.lease.token != lease_token:
+            return False
+        self._store.lease(session, lease_token)
+        return True
+
+    async def finish(self, command: Finish) -> Finished:
+        return self._end(command, "done")
+
+    async def fail(self, command: Finish) -> None:
+        self._end(command, "failed")
+
+    def _end(self, command: Finish, state: str) -> Finished:
+        store, ref = self._store, command.ref
+        call = self._call_of(command)
+        if call.token == command.lease_token and call.state != "running":
+            return Finished(message_id=call.answer_id, outcome="stored")
+        session = store.sessions.get(ref)
+        lease = session.lease if session else None
+        if lease is None or lease.token != command.lease_token:
+            # Without a lease the session was cleared or deleted; with another's it was taken over.
+            return Finished(message_id=None, outcome="lost" if lease else "cancelled")
+        answer_id = store.say(ref, (command.body,))[0] if command.body else None
+        store.sessions[ref].lease = None
+        call.state, call.result, call.answer_id = state, command.result, answer_id
+        return Finished(message_id=answer_id, outcome="stored")
+
+    def _must_be_free(self, ref: SessionRef, call: Call | None) -> None:
+        session = self._store.sessions.get(ref)
+        lease = session.lease if session else None
+        if lease is None or lease.until_milliseconds <= self._store.now:
+            return
+        if call is not None and call.token == lease.token:
+            raise RequestRunning
+        left = lease.until_milliseconds - self._store.now
+        raise SessionBusy(retry_after_seconds=max(1, math.ceil(left / 1000)))
+
+    def _taken_up(self, session: HeldSession, call: Call | None) -> MessageId | None:
+        """The user message of a failed or interrupted call, unless it was cleared away."""
+        if call is None or call.ids[0] <= session.cleared_through:
+            return None
+        return call.ids[0]
+
+    def _remember(self, ref: SessionRef, once: Once | None, call: Call) -> None:
+        if once is None:
+            self._unkeyed[call.token] = call
+        else:
+            self._store.remember(ref, once, call)
+
+    def _call_of(self, command: Finish) -> Call:
+        if command.once is None:
+            return self._unkeyed.pop(command.lease_token, None) or self._store.new_call(None)
+        return self._store.call(command.ref, command.once) or self._store.new_call(command.once)

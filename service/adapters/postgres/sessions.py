@@ -1,0 +1,159 @@
+"""Sessions where PostgreSQL holds everything."""
+
+from typing import Final, LiteralString
+
+import msgspec
+
+from service.adapters.postgres.archive import find_session, find_sessions
+from service.adapters.postgres.calls import Call, find_record, keep_record, own_call
+from service.adapters.postgres.door import Connection, PostgresDoor
+from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.session_rows import (
+    existing,
+    lock_or_make_session,
+    lock_session,
+)
+from service.domain.errors import SessionExists, SessionNotFound
+from service.domain.ids import MessageId, id_time
+from service.domain.sessions import (
+    Session,
+    SessionDocument,
+    SessionRef,
+    decode_document,
+    encode_document,
+)
+from service.ports import ArchivedSession, Clock, SessionQuery, SessionsPage
+
+# Of a new row or of a tombstone, which has no messages.
+CREATE: Final[LiteralString] = """
+UPDATE sessions
+SET user_id = $3, document = $4, document_id = $5, born_id = $5, active_id = $5, deleted = false
+WHERE session_key = $1 AND tenant = $2
+"""
+
+REPLACE: Final[LiteralString] = """
+UPDATE sessions
+SET document = $3, document_id = $4, active_id = $4
+WHERE session_key = $1 AND tenant = $2
+"""
+
+# The tombstone keeps the order: what comes after it has higher ids.
+DELETE: Final[LiteralString] = """
+WITH gone AS (
+    DELETE FROM messages WHERE session_key = $1 AND tenant = $2 AND id <= $3
+), freed AS (
+    DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
+)
+UPDATE sessions
+SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0,
+    user_id = NULL, document = NULL, deleted = true
+WHERE session_key = $1 AND tenant = $2
+"""
+
+
+class PostgresSessions:
+    """Sessions in PostgreSQL alone."""
+
+    def __init__(self, door: PostgresDoor, clock: Clock) -> None:
+        self._door = door
+        self._clock = clock
+
+    async def create(
+        self, ref: SessionRef, user_id: str | None, document: SessionDocument
+    ) -> Session:
+        call = own_call(ref)
+        born_id = await self._door.settled(lambda it: self._create(it, call, user_id, document))
+        return Session(
+            id=ref.session_id,
+            user_id=user_id,
+            document=document,
+            created_at=id_time(born_id),
+            active_id=born_id,
+            message_count=0,
+            last_id=None,
+            archived_through=None,
+            ttl=None,
+        )
+
+    async def get(self, ref: SessionRef) -> Session:
+        async with self._door.connection() as connection:
+            found = await find_session(connection, ref)
+        if found is None:
+            raise SessionNotFound
+        return _session(ref.session_id, found)
+
+    async def newest(self, query: SessionQuery) -> SessionsPage:
+        # One more than asked for tells whether there are more.
+        wider = msgspec.structs.replace(query, limit=query.limit + 1)
+        async with self._door.connection() as connection:
+            found = await find_sessions(connection, wider)
+        items = tuple(_session(session_id, row) for session_id, row in found[: query.limit])
+        more = len(found) > query.limit
+        return SessionsPage(items=items, next_before=items[-1].active_id if more else None)
+
+    async def replace(self, ref: SessionRef, old: SessionDocument, new: SessionDocument) -> bool:
+        call = own_call(ref)
+        return await self._door.settled(lambda it: self._replace(it, call, old, new))
+
+    async def delete(self, ref: SessionRef) -> None:
+        call = own_call(ref)
+        await self._door.settled(lambda it: self._delete(it, call))
+
+    async def _create(
+        self, connection: Connection, call: Call, user_id: str | None, document: SessionDocument
+    ) -> MessageId:
+        row = await lock_or_make_session(connection, call.ref)
+        record = await find_record(connection, call)
+        if record is not None:
+            return record.ids[0]
+        if row.exists:
+            raise SessionExists("A session with this id exists.")
+
+        ids = row.next_ids(1, self._clock.milliseconds())
+        await connection.execute(
+            CREATE, session_key(call.ref), call.ref.tenant, user_id, _kept(document), *ids
+        )
+        await keep_record(connection, call, ids)
+        return ids[0]
+
+    async def _replace(
+        self, connection: Connection, call: Call, old: SessionDocument, new: SessionDocument
+    ) -> bool:
+        locked = await lock_session(connection, call.ref)
+        if await find_record(connection, call) is not None:
+            return True
+        row = existing(locked)
+        if decode_document(row.document) != old:
+            return False
+
+        ids = row.next_ids(1, self._clock.milliseconds())
+        await connection.execute(REPLACE, session_key(call.ref), call.ref.tenant, _kept(new), *ids)
+        await keep_record(connection, call, ids)
+        return True
+
+    async def _delete(self, connection: Connection, call: Call) -> None:
+        row = await lock_session(connection, call.ref)
+        if await find_record(connection, call) is not None:
+            return
+        ids = existing(row).next_ids(1, self._clock.milliseconds())
+        await connection.execute(DELETE, session_key(call.ref), call.ref.tenant, *ids)
+        await keep_record(connection, call, ids)
+
+
+def _kept(document: SessionDocument) -> bytes | None:
+    return None if document == SessionDocument() else encode_document(document)
+
+
+def _session(session_id: str, row: ArchivedSession) -> Session:
+    return Session(
+        id=session_id,
+        user_id=row.user_id,
+        document=decode_document(row.document),
+        created_at=id_time(row.born_id),
+        active_id=row.active_id,
+        message_count=row.message_count,
+        last_id=row.last_id,
+        # What is accepted here is committed.
+        archived_through=row.last_id,
+        ttl=None,
+    )

@@ -1,0 +1,227 @@
+"""Turns where PostgreSQL holds everything: a lease is a row, no connection waits for the model."""
+
+import math
+from typing import Final, Literal, LiteralString
+
+import msgspec
+
+from service.adapters.postgres.calls import (
+    Call,
+    CallRecord,
+    CallState,
+    find_record,
+    keep_record,
+    keyed_call,
+    own_call,
+)
+from service.adapters.postgres.door import Connection, PostgresDoor
+from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.session_rows import (
+    SessionRow,
+    lock_or_make_session,
+    lock_session,
+    say,
+)
+from service.adapters.postgres.transcripts import read_newest
+from service.domain.errors import RequestRunning, SessionBusy
+from service.domain.ids import MessageId
+from service.domain.sessions import SessionRef, decode_document
+from service.ports import Begin, Begun, Clock, Finish, Finished, Once, Recent, Replayed, needed_last
+
+UNKEYED_SECONDS: Final = 300
+"""How long a turn without a client's key is remembered, for the service's own repeats: longer than
+any turn."""
+
+# The row is held, so that a renewal beside a take-over comes before it or finds the lease gone.
+LEASE: Final[LiteralString] = """
+SELECT token, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds_left
+FROM turn_leases
+WHERE session_key = $1 AND tenant = $2
+FOR UPDATE
+"""
+
+TAKE_LEASE: Final[LiteralString] = """
+INSERT INTO turn_leases (session_key, tenant, token, turn_id, expires_at)
+VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
+ON CONFLICT (session_key) DO UPDATE
+SET token = EXCLUDED.token, turn_id = EXCLUDED.turn_id, expires_at = EXCLUDED.expires_at
+"""
+
+RENEW_LEASE: Final[LiteralString] = """
+UPDATE turn_leases
+SET expires_at = clock_timestamp() + make_interval(secs => $4)
+WHERE session_key = $1 AND tenant = $2 AND token = $3
+RETURNING true
+"""
+
+# An expired lease that nobody took is still its owner's: the token says so.
+FREE_LEASE: Final[LiteralString] = """
+DELETE FROM turn_leases
+WHERE session_key = $1 AND tenant = $2 AND token = $3
+RETURNING true
+"""
+
+CLAIM: Final[LiteralString] = """
+UPDATE sessions SET user_id = $3
+WHERE session_key = $1 AND tenant = $2 AND user_id IS NULL
+"""
+
+END_RECORD: Final[LiteralString] = """
+UPDATE calls
+SET state = $5, result = $6, answer_id = $7,
+    expires_at = clock_timestamp() + make_interval(secs => $8)
+WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
+"""
+
+
+class _Lease(msgspec.Struct, frozen=True):
+    token: str
+    seconds_left: float
+
+
+class PostgresTurns:
+    """Turns in PostgreSQL alone: each step is one transaction under the session's lock."""
+
+    def __init__(
+        self, door: PostgresDoor, clock: Clock, *, once_seconds: int, lease_seconds: float
+    ) -> None:
+        self._door = door
+        self._clock = clock
+        self._once_seconds = once_seconds
+        self._lease_seconds = lease_seconds
+
+    async def begin(self, command: Begin) -> Begun | Replayed:
+        call = self._call(command.ref, command.once, command.lease_token)
+        return await self._door.settled(lambda it: self._begin(it, command, call))
+
+    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+        async with self._door.connection() as connection:
+            renewed = await connection.fetchval(
+                RENEW_LEASE, session_key(ref), ref.tenant, lease_token, self._lease_seconds
+            )
+        return renewed is True
+
+    async def finish(self, command: Finish) -> Finished:
+        return await self._ended(command, "done")
+
+    async def fail(self, command: Finish) -> None:
+        await self._ended(command, "failed")
+
+    async def _begin(self, connection: Connection, command: Begin, call: Call) -> Begun | Replayed:
+        row = await lock_or_make_session(connection, command.ref)
+        record = await find_record(connection, call)
+        if record is not None and record.state == "done":
+            return Replayed(result=record.result, message_id=record.answer_id)
+        _check_lease(await _lease(connection, command.ref), record, command.lease_token)
+        row.check_owner(command.user_id)
+
+        # A failed or interrupted turn goes on from its message, unless that was cleared away.
+        taken_up = _message_after(record, row.cleared_through)
+        history = await _history(connection, command, row, before=taken_up)
+        if taken_up is None:
+            now = self._clock.milliseconds()
+            bodies = [command.body]
+            [message_id] = await say(connection, row, bodies, now, user_id=command.user_id)
+        else:
+            message_id = taken_up
+            await _claim(connection, row, command.user_id)
+        await self._take(connection, command, call, message_id)
+        return Begun(user_message_id=message_id, history=history)
+
+    async def _take(
+        self, connection: Connection, command: Begin, call: Call, message_id: MessageId
+    ) -> None:
+        token = command.lease_token
+        await connection.execute(
+            TAKE_LEASE,
+            session_key(command.ref),
+            command.ref.tenant,
+            token,
+            command.turn_id,
+            self._lease_seconds,
+        )
+        await keep_record(connection, call, (message_id,), state="running", token=token)
+
+    async def _ended(self, command: Finish, state: CallState) -> Finished:
+        call = self._call(command.ref, command.once, command.lease_token)
+        return await self._door.settled(lambda it: self._end(it, command, call, state))
+
+    async def _end(
+        self, connection: Connection, command: Finish, call: Call, state: CallState
+    ) -> Finished:
+        row = await lock_session(connection, command.ref)
+        record = await find_record(connection, call)
+        token = command.lease_token
+        if record is not None and record.token == token and record.state != "running":
+            return Finished(message_id=record.answer_id, outcome="stored")
+
+        place = (session_key(command.ref), command.ref.tenant)
+        if row is None or not await connection.fetchval(FREE_LEASE, *place, token):
+            return Finished(message_id=None, outcome=_why_not(row, record))
+        answer_id: MessageId | None = None
+        if command.body is not None:
+            [answer_id] = await say(connection, row, [command.body], self._clock.milliseconds())
+        await connection.execute(
+            END_RECORD,
+            *place,
+            *(call.operation, call.key, state, command.result, answer_id, call.lifetime_seconds),
+        )
+        return Finished(message_id=answer_id, outcome="stored")
+
+    def _call(self, ref: SessionRef, once: Once | None, lease_token: str) -> Call:
+        if once is None:
+            return own_call(ref, key=lease_token, lifetime_seconds=UNKEYED_SECONDS)
+        return keyed_call(ref, once, self._once_seconds)
+
+
+async def _lease(connection: Connection, ref: SessionRef) -> _Lease | None:
+    row = await connection.fetchrow(LEASE, session_key(ref), ref.tenant)
+    return None if row is None else _Lease(row["token"], row["seconds_left"])
+
+
+def _check_lease(lease: _Lease | None, record: CallRecord | None, token: str) -> None:
+    """Raises RequestRunning or SessionBusy while another turn has the session."""
+    if lease is None or lease.seconds_left <= 0 or lease.token == token:
+        return
+    if record is not None and record.token == lease.token:
+        raise RequestRunning
+    raise SessionBusy(retry_after_seconds=max(1, math.ceil(lease.seconds_left)))
+
+
+def _message_after(record: CallRecord | None, cleared_through: MessageId) -> MessageId | None:
+    """The user message of an earlier run that still stands."""
+    if record is None or record.ids[0] <= cleared_through:
+        return None
+    return record.ids[0]
+
+
+async def _history(
+    connection: Connection, command: Begin, row: SessionRow, *, before: MessageId | None
+) -> Recent:
+    document = decode_document(row.document)
+    messages, pinned = await read_newest(
+        connection,
+        command.ref,
+        last=needed_last(command, document),
+        above=row.cleared_through,
+        before=before,
+    )
+    return Recent(
+        exists=row.exists,
+        user_id=row.user_id or command.user_id,
+        document=document,
+        messages=messages,
+        pinned=pinned,
+        ttl=None,
+    )
+
+
+async def _claim(connection: Connection, row: SessionRow, user_id: str | None) -> None:
+    if user_id is not None and row.user_id is None:
+        await connection.execute(CLAIM, session_key(row.ref), row.ref.tenant, user_id)
+
+
+def _why_not(row: SessionRow | None, record: CallRecord | None) -> Literal["cancelled", "lost"]:
+    if row is None or record is None or record.ids[0] > row.cleared_through:
+        return "lost"
+    return "cancelled"

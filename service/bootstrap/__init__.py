@@ -1,0 +1,1 @@
+"""The composition root: opens resources and wires use cases. Only this package names adapters."""

@@ -1,0 +1,166 @@
+"""Settings: everything that can be set, from the environment and nowhere else.
+
+A setting's name is its field's name in capitals. ``NAME_FILE`` names a file whose content is the
+value. An empty value counts as not set. ``.env.example`` lists all of them; a test holds the two
+equal.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the text names it and says why, and never quotes a secret."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One process' settings."""
+
+    store: Literal["memory", "postgres", "redis", "hybrid"] = "hybrid"
+
+    database_url: str | None = None
+    migration_database_url: str | None = None
+    database_pool_size: Count = 8
+    database_timeout_seconds: Seconds = 5.0
+    database_connect_timeout_seconds: Seconds = 2.0
+    database_statement_cache: Annotated[int, Meta(ge=0)] = 256
+
+    redis_url: str | None = None
+    redis_pool_size: Count = 64
+    redis_timeout_seconds: Seconds = 0.9
+    redis_connect_timeout_seconds: Seconds = 0.5
+
+    openai_api_key: str | None = None
+    openai_base_url: str | None = None
+    openai_model: str = "gpt-4.1-mini"
+    openai_connect_timeout_seconds: Seconds = 5.0
+    openai_max_retries: Annotated[int, Meta(ge=0, le=10)] = 2
+    openai_pool_size: Count = 100
+
+    auth: Literal["off"] = "off"
+    docs: Literal["on", "off"] = "on"
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    ops_port: Port = 8001
+    data_dir: str = ".data"
+
+    session_ttl_seconds: Annotated[int, Meta(ge=60, le=30 * 24 * 3600)] = 1800
+    hot_messages_max: Annotated[int, Meta(ge=1, le=5000)] = 200
+    idempotency_ttl_seconds: Annotated[int, Meta(ge=60)] = 86_400
+
+    journal_shards: Annotated[int, Meta(ge=1, le=1024)] = 16
+    journal_backlog_max: Count = 100_000
+    journal_backlog_bytes_max: Count = 256 * MIB
+    flush_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    flush_linger_milliseconds: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    shard_lease_seconds: Annotated[float, Meta(ge=1)] = 5.0
+
+    turn_deadline_seconds: Annotated[float, Meta(gt=0, le=270)] = 120.0
+    turn_lease_seconds: Annotated[float, Meta(ge=1)] = 10.0
+
+    message_bytes_max: Annotated[int, Meta(ge=1, le=16 * MIB)] = 256 * KIB
+    body_bytes_max: Annotated[int, Meta(ge=1, le=256 * MIB)] = 8 * MIB
+
+    shutdown_grace_seconds: Seconds = 25.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    def __repr__(self) -> str:
+        return f"Settings(store={self.store!r}, ...)"
+
+
+def from_environment() -> Settings:
+    """Raises SettingsError."""
+    return read(os.environ)  # noqa: TID251  # The only reader of the environment.
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """Settings from a mapping of names to texts. Raises SettingsError."""
+    texts: dict[str, str] = {}
+    for field in Settings.__struct_fields__:
+        text = _text(environment, field.upper())
+        if text:
+            texts[field] = text
+    try:
+        settings = msgspec.convert(texts, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        raise SettingsError(f"{place.rstrip('`').upper()}: {reason}") from None
+    _check(settings)
+    return settings
+
+
+def with_urls(
+    settings: Settings,
+    *,
+    database_url: str,
+    redis_url: str,
+    model: tuple[str, str] | None,
+) -> Settings:
+    """The settings of a development run: where its servers are, and its model if it has one."""
+    changes: dict[str, object] = {"database_url": database_url, "redis_url": redis_url}
+    if model is not None:
+        base_url, name = model
+        changes |= {
+            "openai_base_url": base_url,
+            "openai_model": name,
+            "openai_api_key": "local-model",
+        }
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _text(environment: Mapping[str, str], name: str) -> str:
+    path = environment.get(f"{name}_FILE", "")
+    if not path:
+        return environment.get(name, "").strip()
+    if environment.get(name, ""):
+        raise SettingsError(f"{name}: set either {name} or {name}_FILE, not both")
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}_FILE: cannot be read ({type(error).__name__})") from None
+
+
+def _check(settings: Settings) -> None:
+    if settings.auth == "off" and not _is_loopback(settings.host):
+        raise SettingsError(
+            "HOST: AUTH=off serves everybody who can reach the port, so it starts only on a "
+            "loopback address (127.0.0.1, ::1, localhost)"
+        )
+    if settings.port == settings.ops_port:
+        raise SettingsError("OPS_PORT: must differ from PORT")
+
+
+def missing_urls(settings: Settings) -> None:
+    """Raises SettingsError when the store lacks the address of one of its servers."""
+    needed = {
+        "memory": (),
+        "postgres": ("database_url",),
+        "redis": ("redis_url",),
+        "hybrid": ("database_url", "redis_url"),
+    }[settings.store]
+    for field in needed:
+        if getattr(settings, field) is None:
+            raise SettingsError(f"{field.upper()}: is required with STORE={settings.store}")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,253 @@
+"""Turns: what every store promises of their begin and their end."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from service.domain.context import ContextOptions
+from service.domain.errors import (
+    IdempotencyKeyReused,
+    RequestRunning,
+    SessionBusy,
+    SessionNotFound,
+)
+from service.domain.ids import TurnId
+from service.domain.sessions import SessionDocument
+from service.ports import Append, Begin, Begun, Finish, Once, PageQuery, Replayed
+from tests.support.polling import eventually
+from tests.support.stores import Kept, ref, said
+
+ONCE = Once(operation="chat", key="k", fingerprint="f")
+
+
+def begin(text="hi", *, token="t1", once=None, last=10, user=None, session_last=False):
+    return Begin(
+        ref=ref(),
+        turn_id=TurnId(f"turn-{token}"),
+        body=said(text),
+        last=last,
+        session_last=session_last,
+        user_id=user,
+        once=once,
+        lease_token=token,
+    )
+
+
+def finish(text: str | None = "hello", *, token="t1", once=None, result=b'{"r":1}'):
+    return Finish(
+        ref=ref(),
+        turn_id=TurnId(f"turn-{token}"),
+        lease_token=token,
+        body=None if text is None else said(text, "assistant"),
+        result=result,
+        once=once,
+    )
+
+
+async def contents(memory: Kept) -> list[str]:
+    messages = await memory.store.transcripts.page(ref(), PageQuery(limit=1000))
+    return [message.content for message in messages]
+
+
+async def append(memory: Kept, *texts: str):
+    command = Append(ref=ref(), bodies=tuple(map(said, texts)))
+    return await memory.store.transcripts.append(command)
+
+
+async def test_a_turn_remembers_both_sides(memory):
+    begun = await memory.store.turns.begin(begin())
+    assert isinstance(begun, Begun)
+    assert begun.history.messages == ()
+    finished = await memory.store.turns.finish(finish())
+
+    assert finished.outcome == "stored"
+    assert finished.message_id > begun.user_message_id
+    assert await contents(memory) == ["hi", "hello"]
+
+
+async def test_the_history_is_what_stood_before_the_message(memory):
+    await append(memory, *(str(n) for n in range(45)))
+    await memory.flush()
+    await append(memory, "45")
+
+    begun = await memory.store.turns.begin(begin(last=3))
+    assert [m.content for m in begun.history.messages][-3:] == ["43", "44", "45"]
+    await memory.store.turns.finish(finish())
+    begun = await memory.store.turns.begin(begin("more", token="t2", last=None))
+    shown = [m.content for m in begun.history.messages]
+    assert shown == [*(str(n) for n in range(46)), "hi", "hello"]
+
+
+async def test_the_sessions_own_window_decides_where_asked(memory):
+    document = SessionDocument(context=ContextOptions(strategy="buffer"))
+    await memory.store.sessions.create(ref(), None, document)
+    await append(memory, *(str(n) for n in range(60)))
+    await memory.flush()
+
+    begun = await memory.store.turns.begin(begin(last=2, session_last=True))
+    assert len(begun.history.messages) == 60
+    assert begun.history.document == document
+
+
+async def test_a_second_turn_finds_the_session_busy(memory):
+    await memory.store.turns.begin(begin())
+
+    with pytest.raises(SessionBusy) as caught:
+        await memory.store.turns.begin(begin(token="t2"))
+    assert caught.value.retry_after_seconds == 1
+    assert await contents(memory) == ["hi"]
+    await memory.store.turns.finish(finish())
+    assert isinstance(await memory.store.turns.begin(begin(token="t3")), Begun)
+
+
+async def test_of_racing_turns_one_begins(memory):
+    outcomes = await asyncio.gather(
+        *(memory.store.turns.begin(begin(token=f"t{n}")) for n in range(8)),
+        return_exceptions=True,
+    )
+
+    assert sum(isinstance(outcome, Begun) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, SessionBusy) for outcome in outcomes) == 7
+    assert await contents(memory) == ["hi"]
+
+
+async def test_appends_beside_a_turn_take_their_place(memory):
+    await memory.store.turns.begin(begin())
+    await append(memory, "beside")
+    await memory.store.turns.finish(finish())
+
+    assert await contents(memory) == ["hi", "beside", "hello"]
+
+
+async def test_another_users_session_is_not_found(memory):
+    await memory.store.turns.begin(begin(user="ada"))
+    await memory.store.turns.finish(finish())
+    await memory.flush()
+
+    with pytest.raises(SessionNotFound):
+        await memory.store.turns.begin(begin(user="eve", token="t2"))
+    assert await contents(memory) == ["hi", "hello"]
+
+
+async def test_a_repeated_key_gets_the_finished_turn(memory):
+    await memory.store.turns.begin(begin(once=ONCE))
+    finished = await memory.store.turns.finish(finish(once=ONCE))
+
+    again = await memory.store.turns.begin(begin(once=ONCE, token="t2"))
+    assert again == Replayed(result=b'{"r":1}', message_id=finished.message_id)
+    assert await contents(memory) == ["hi", "hello"]
+
+
+async def test_a_repeated_key_beside_its_running_turn_is_told_so(memory):
+    await memory.store.turns.begin(begin(once=ONCE))
+
+    with pytest.raises(RequestRunning):
+        await memory.store.turns.begin(begin(once=ONCE, token="t2"))
+    with pytest.raises(IdempotencyKeyReused):
+        await memory.store.turns.begin(
+            begin("else", once=msgspec.structs.replace(ONCE, fingerprint="g"), token="t2")
+        )
+
+
+async def test_a_failed_turn_is_taken_up_without_a_second_user_message(memory):
+    first = await memory.store.turns.begin(begin(once=ONCE))
+    await memory.store.turns.fail(finish(None, once=ONCE))
+    assert await contents(memory) == ["hi"]
+    await append(memory, "beside")
+
+    second = await memory.store.turns.begin(begin(once=ONCE, token="t2"))
+    assert second.user_message_id == first.user_message_id
+    assert second.history.messages == ()
+    await memory.store.turns.finish(finish(once=ONCE, token="t2"))
+    assert await contents(memory) == ["hi", "beside", "hello"]
+
+
+async def test_a_failed_turn_whose_message_was_cleared_says_it_again(memory):
+    await append(memory, "old")
+    await memory.store.turns.begin(begin(once=ONCE))
+    await memory.store.turns.fail(finish(None, once=ONCE))
+    await memory.store.transcripts.clear(ref())
+
+    await memory.store.turns.begin(begin(once=ONCE, token="t2"))
+    await memory.store.turns.finish(finish(once=ONCE, token="t2"))
+    assert await contents(memory) == ["hi", "hello"]
+
+
+async def test_a_turn_taken_up_sees_what_stood_before_its_message(memory):
+    await append(memory, *(str(n) for n in range(40)))
+    await memory.flush()
+    await memory.store.turns.begin(begin(once=ONCE, last=3))
+    await memory.store.turns.fail(finish(None, once=ONCE))
+    await append(memory, *(f"beside {n}" for n in range(30)))
+    await memory.flush()
+
+    begun = await memory.store.turns.begin(begin(once=ONCE, token="t2", last=3))
+    assert [message.content for message in begun.history.messages] == ["37", "38", "39"]
+
+
+async def test_a_failed_turn_of_a_deleted_session_says_its_message_again(memory):
+    await append(memory, "old")
+    await memory.store.turns.begin(begin(once=ONCE))
+    await memory.store.turns.fail(finish(None, once=ONCE))
+    await memory.store.sessions.delete(ref())
+    await memory.flush()
+
+    await memory.store.turns.begin(begin(once=ONCE, token="t2"))
+    await memory.store.turns.finish(finish(once=ONCE, token="t2"))
+    assert await contents(memory) == ["hi", "hello"]
+
+
+async def test_a_dead_owners_session_is_free_after_the_lease(memory):
+    await memory.store.turns.begin(begin(once=ONCE))
+
+    async def taken_over() -> bool:
+        try:
+            await memory.store.turns.begin(begin(once=ONCE, token="t2"))
+        except RequestRunning:
+            return False
+        return True
+
+    await eventually(taken_over, within_seconds=5)
+    late = await memory.store.turns.finish(finish("too late", once=ONCE))
+    assert (late.outcome, late.message_id) == ("lost", None)
+    await memory.store.turns.finish(finish(once=ONCE, token="t2"))
+    assert await contents(memory) == ["hi", "hello"]
+
+
+async def test_a_renewed_lease_lasts(memory):
+    await memory.store.turns.begin(begin())
+    for _ in range(8):
+        await asyncio.sleep(0.2)  # The lease is 1 s: what is tested is the passing of time.
+        assert await memory.store.turns.renew(ref(), "t1")
+
+    with pytest.raises(SessionBusy):
+        await memory.store.turns.begin(begin(token="t2"))
+    assert not await memory.store.turns.renew(ref(), "t2")
+
+
+@pytest.mark.parametrize("how", ["clear", "delete"])
+async def test_clear_and_delete_cancel_a_running_turn(memory, how):
+    await append(memory, "before")
+    await memory.store.turns.begin(begin())
+    if how == "clear":
+        await memory.store.transcripts.clear(ref())
+    else:
+        await memory.store.sessions.delete(ref())
+
+    finished = await memory.store.turns.finish(finish())
+    assert (finished.outcome, finished.message_id) == ("cancelled", None)
+    if how == "clear":
+        assert await contents(memory) == []
+    else:
+        with pytest.raises(SessionNotFound):
+            await contents(memory)
+
+
+async def test_finishing_twice_is_finishing_once(memory):
+    await memory.store.turns.begin(begin(once=ONCE))
+    first = await memory.store.turns.finish(finish(once=ONCE))
+    second = await memory.store.turns.finish(finish(once=ONCE))
+
+    assert second == first
+    assert await contents(memory) == ["hi", "hello"]

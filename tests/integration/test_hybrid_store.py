@@ -1,0 +1,491 @@
+"""The hybrid store where two tiers, crashes and time meet; what all stores share is in contract."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.adapters.postgres.keys import session_key
+from service.adapters.redis.client import RedisDoor
+from service.bootstrap.ambient import SystemClock
+from service.bootstrap.stores import open_flusher, open_store
+from service.domain.errors import BacklogFull, HotUnavailable, SessionNotFound
+from service.domain.journal import Batch
+from service.domain.observations import HotRead, PoolWaited
+from service.domain.sessions import SessionDocument, SessionRef
+from service.ports import Append, Begin, Finish, Once, PageQuery, SessionQuery
+from service.settings import Settings
+from tests.support.polling import eventually
+from tests.support.stores import Kept, Recorder, kept, ref, said
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(hybrid_settings: Settings) -> Settings:
+    # The shortest TTL that can be set is 60 s; a test waits for one second only.
+    return msgspec.structs.replace(hybrid_settings, session_ttl_seconds=1, hot_messages_max=20)
+
+
+@pytest.fixture
+async def hybrid(settings: Settings) -> AsyncGenerator[Kept]:
+    async with kept(settings) as store:
+        yield store
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncGenerator[Redis]:
+    async with Redis.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+async def archive(database_url: str) -> AsyncGenerator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+async def append(hybrid: Kept, *texts: str, at: SessionRef | None = None, user=None):
+    command = Append(ref=at or ref(), bodies=tuple(map(said, texts)), user_id=user)
+    return await hybrid.store.transcripts.append(command)
+
+
+async def contents(hybrid: Kept, at: SessionRef | None = None) -> list[str]:
+    messages = await hybrid.store.transcripts.page(at or ref(), PageQuery(limit=1000))
+    return [message.content for message in messages]
+
+
+async def archived(archive: asyncpg.Connection, at: SessionRef | None = None) -> list[str]:
+    rows = await archive.fetch(
+        "SELECT body->>'content' AS text FROM messages WHERE session_key = $1 ORDER BY id",
+        session_key(at or ref()),
+    )
+    return [row["text"] for row in rows]
+
+
+async def gone_from_redis(redis: Redis) -> bool:
+    return not [key async for key in redis.scan_iter("*:head:*")]
+
+
+async def test_ids_made_by_the_script_and_read_from_the_journal_are_the_same(hybrid):
+    ids = (await append(hybrid, *(str(n) for n in range(100)))).ids
+    assert hybrid.store.journal is not None
+    runs = await hybrid.store.journal.head([(shard, 100) for shard in range(16)])
+
+    assert [entry.id for run in runs for entry in run] == list(ids)
+
+
+async def test_nothing_unflushed_has_a_lifetime(hybrid, redis):
+    await append(hybrid, "a", "b")
+    keys = [key async for key in redis.scan_iter("*:head:*")]
+    keys += [key async for key in redis.scan_iter("*:tail:*")]
+
+    assert len(keys) == 2
+    assert [await redis.pttl(key) for key in keys] == [-1, -1]
+    await hybrid.flush()
+    assert all([0 < await redis.pttl(key) <= 1000 for key in keys])
+
+
+async def test_a_lifetime_that_passes_while_nothing_flushes_loses_nothing(hybrid, redis, archive):
+    await append(hybrid, *(str(n) for n in range(30)), user="ada")
+    await asyncio.sleep(1.3)  # The lifetime is 1 s: what is tested is that it passes.
+
+    assert await archived(archive) == []
+    assert await contents(hybrid) == [str(n) for n in range(30)]
+    await hybrid.flush()
+    await eventually(lambda: gone_from_redis(redis), within_seconds=5)
+    assert await contents(hybrid) == [str(n) for n in range(30)]
+    await append(hybrid, "30")
+    assert await contents(hybrid) == [str(n) for n in range(31)]
+    session = await hybrid.store.sessions.get(ref())
+    assert (session.message_count, session.user_id) == (31, "ada")
+
+
+async def test_history_outlives_the_loss_of_all_flushed_redis_data(hybrid, redis):
+    await append(hybrid, *(str(n) for n in range(25)))
+    await hybrid.flush()
+    await redis.flushdb()
+
+    recent = await hybrid.store.transcripts.recent(ref(), last=3)
+    assert [message.content for message in recent.messages] == ["22", "23", "24"]
+    assert await contents(hybrid) == [str(n) for n in range(25)]
+
+
+async def test_a_cold_read_makes_the_session_hot_again(hybrid, redis):
+    await append(hybrid, *(str(n) for n in range(15)))
+    await hybrid.flush()
+    await redis.flushdb()
+    hybrid.recorder.seen.clear()
+
+    for _ in range(2):
+        await hybrid.store.transcripts.recent(ref(), last=10)
+    assert [read.result for read in hybrid.recorder.of(HotRead)] == ["filled", "hit"]
+
+
+async def test_racing_cold_reads_fill_once(hybrid, redis):
+    await append(hybrid, *(str(n) for n in range(15)))
+    await hybrid.flush()
+    await redis.flushdb()
+    hybrid.recorder.seen.clear()
+
+    await asyncio.gather(*(hybrid.store.transcripts.recent(ref(), last=10) for _ in range(20)))
+    results = [read.result for read in hybrid.recorder.of(HotRead)]
+    assert sorted(results) == ["filled"] + ["hit"] * 19
+
+
+async def test_an_append_to_a_cold_session_needs_no_archive(settings, redis_url):
+    unreachable = msgspec.structs.replace(
+        settings, database_url="postgresql://nobody@127.0.0.1:1/none"
+    )
+    async with kept(unreachable) as hybrid:
+        assert len((await append(hybrid, "a")).ids) == 1
+
+
+async def test_a_filling_that_was_overtaken_changes_nothing(hybrid, redis, monkeypatch):
+    await append(hybrid, "a", "b")
+    await hybrid.flush()
+    await redis.flushdb()
+    transcripts = hybrid.store.transcripts
+    fill = transcripts._hot.fill
+
+    async def overtaken(filling):
+        monkeypatch.setattr(transcripts._hot, "fill", fill)
+        await append(hybrid, "c")
+        return await fill(filling)
+
+    monkeypatch.setattr(transcripts._hot, "fill", overtaken)
+    await transcripts.recent(ref(), last=10)
+    assert await contents(hybrid) == ["a", "b", "c"]
+    recent = await transcripts.recent(ref(), last=10)
+    assert [message.content for message in recent.messages] == ["a", "b", "c"]
+
+
+async def test_evicted_keys_are_never_an_empty_history(hybrid, redis):
+    await append(hybrid, "a", "b")
+    await hybrid.flush()
+    [tail] = [key async for key in redis.scan_iter("*:tail:*")]
+    await redis.delete(tail)
+
+    assert await contents(hybrid) == ["a", "b"]
+
+
+async def test_a_replayed_batch_changes_nothing(settings, hybrid, archive):
+    await append(hybrid, "a", "b")
+    clock, recorder = SystemClock(), Recorder()
+    async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, ownership):
+        await ownership.renew()
+        journal, writer = flusher._journal, flusher._writer
+        runs = await journal.head([(shard, 10) for shard in range(16)])
+        batch = flusher_batch(runs)
+        first, second = await writer.write(batch), await writer.write(batch)
+        assert (first.rows, second.rows, second.duplicates) == (2, 0, 2)
+
+        await hybrid.store.transcripts.clear(ref())
+        await append(hybrid, "c")
+        await flusher.drain()
+        late = await writer.write(batch)
+        assert late.rows == 0
+        await ownership.give_up()
+
+    assert await archived(archive) == ["c"]
+    assert await archive.fetchval("SELECT message_count FROM sessions") == 1
+    assert await contents(hybrid) == ["c"]
+
+
+def flusher_batch(runs):
+    return Batch(entries=tuple(entry for run in runs for entry in run))
+
+
+async def test_two_flushers_on_the_same_shards_write_each_message_once(settings, hybrid, archive):
+    sessions = [ref(f"s{n}") for n in range(20)]
+    for at in sessions:
+        await append(hybrid, *(str(n) for n in range(20)), at=at)
+    clock, recorder = SystemClock(), Recorder()
+    async with (
+        open_flusher(settings, clock=clock, observer=recorder) as (one, _),
+        open_flusher(settings, clock=clock, observer=recorder) as (two, _),
+    ):
+        for flusher in (one, two):
+            # As after a lost lease: both believe that all shards are theirs.
+            flusher._ownership._owned = list(range(16))
+            flusher._ownership._valid_until = float("inf")
+        await asyncio.gather(*(drained(flusher) for flusher in (one, two, one, two)))
+
+    assert await archive.fetchval("SELECT count(*) FROM messages") == 400
+    counts = await archive.fetch("SELECT message_count FROM sessions")
+    assert [row["message_count"] for row in counts] == [20] * 20
+
+
+async def drained(flusher):
+    while await flusher.flush_once():
+        pass
+
+
+async def test_a_flusher_killed_between_commit_and_trim_doubles_nothing(
+    settings, hybrid, archive, database_url, redis_url
+):
+    sessions = [ref(f"s{n}") for n in range(8)]
+    for at in sessions:
+        await append(hybrid, *(str(n) for n in range(25)), at=at, user="ada")
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.support.stuck_flusher",
+        database_url,
+        redis_url,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        assert line == b"committed\n"
+    finally:
+        process.kill()
+        await process.wait()
+        process._transport.close()
+
+    assert await archive.fetchval("SELECT count(*) FROM messages") == 200
+    backlog = await hybrid.store.journal.backlog(range(16))
+    assert sum(shard.entries for shard in backlog) == 200
+
+    async def flushed() -> bool:
+        # The dead flusher's leases end within their second.
+        await hybrid.flush()
+        left = await hybrid.store.journal.backlog(range(16))
+        return sum(shard.entries for shard in left) == 0
+
+    await eventually(flushed, within_seconds=10)
+    assert await archive.fetchval("SELECT count(*) FROM messages") == 200
+    for at in sessions:
+        assert await contents(hybrid, at) == [str(n) for n in range(25)]
+        assert await archived(archive, at) == [str(n) for n in range(25)]
+        assert (await hybrid.store.sessions.get(at)).message_count == 25
+    counts = await archive.fetch("SELECT message_count, user_id FROM sessions")
+    assert [tuple(row) for row in counts] == [(25, "ada")] * 8
+
+
+class LostReplies:
+    """Lets the first command run and loses its reply, as a cut network does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._command = RedisDoor._command
+        self._monkeypatch = monkeypatch
+        self.lost = 0
+
+    def lose_next(self) -> None:
+        outer = self
+
+        async def command(door: RedisDoor, *words: object) -> object:
+            reply = await outer._command(door, *words)
+            outer._monkeypatch.setattr(RedisDoor, "_command", outer._command)
+            outer.lost += 1
+            raise RedisConnectionError(str(reply)[:0])
+
+        self._monkeypatch.setattr(RedisDoor, "_command", command)
+
+
+async def test_lost_replies_neither_double_nor_hide_a_write(hybrid, monkeypatch):
+    replies = LostReplies(monkeypatch)
+    document = SessionDocument(metadata={"a": 1})
+    await append(hybrid, "warm up the scripts", at=ref("other"))
+
+    replies.lose_next()
+    await hybrid.store.sessions.create(ref(), "ada", document)
+    replies.lose_next()
+    await append(hybrid, "a", "b")
+    replies.lose_next()
+    await hybrid.store.turns.begin(turn())
+    replies.lose_next()
+    await hybrid.store.turns.finish(answer())
+    assert await contents(hybrid) == ["a", "b", "hi", "hello"]
+    replies.lose_next()
+    assert await hybrid.store.sessions.replace(ref(), document, SessionDocument())
+    replies.lose_next()
+    await hybrid.store.transcripts.clear(ref())
+    assert await contents(hybrid) == []
+    replies.lose_next()
+    await hybrid.store.sessions.delete(ref())
+    with pytest.raises(SessionNotFound):
+        await contents(hybrid)
+    assert replies.lost == 7
+
+
+def turn(text="hi") -> Begin:
+    return Begin(
+        ref=ref(),
+        turn_id="turn",
+        body=said(text),
+        last=10,
+        session_last=False,
+        user_id=None,
+        once=None,
+        lease_token="token",
+    )
+
+
+def answer(text="hello") -> Finish:
+    return Finish(
+        ref=ref(),
+        turn_id="turn",
+        lease_token="token",
+        body=said(text, "assistant"),
+        result=b"{}",
+        once=None,
+    )
+
+
+async def test_a_warm_turn_is_two_round_trips_and_no_sql(hybrid, redis):
+    await append(hybrid, *(str(n) for n in range(15)))
+    await hybrid.flush()
+    await hybrid.store.transcripts.recent(ref(), last=None)
+    before, hybrid.recorder.seen[:] = await commands(redis), []
+
+    begun = await hybrid.store.turns.begin(turn())
+    shown = [message.content for message in begun.history.messages]
+    assert shown[-10:] == [str(n) for n in range(5, 15)]
+    await hybrid.store.turns.finish(answer())
+    assert await commands(redis) - before == 2
+    assert hybrid.recorder.of(PoolWaited) == []
+
+
+async def commands(redis: Redis) -> int:
+    stats = await redis.info("commandstats")
+    return sum(stats[name]["calls"] for name in stats if name.startswith("cmdstat_eval"))
+
+
+async def test_a_full_backlog_refuses_and_keeps_what_it_has(settings):
+    small = msgspec.structs.replace(settings, journal_backlog_max=3)
+    async with kept(small) as hybrid:
+        await append(hybrid, "a", "b", "c")
+        with pytest.raises(BacklogFull):
+            await append(hybrid, "d")
+        assert await contents(hybrid) == ["a", "b", "c"]
+        await hybrid.flush()
+        await append(hybrid, "d")
+        assert await contents(hybrid) == ["a", "b", "c", "d"]
+
+
+async def test_a_backlog_too_large_in_bytes_refuses(settings):
+    small = msgspec.structs.replace(settings, journal_backlog_bytes_max=2000)
+    async with kept(small) as hybrid:
+        await append(hybrid, "x" * 1500)
+        with pytest.raises(BacklogFull):
+            await append(hybrid, "x" * 600)
+        await hybrid.flush()
+        await append(hybrid, "x" * 600)
+        assert len(await contents(hybrid)) == 2
+
+
+async def test_another_number_of_shards_is_refused(settings, hybrid):
+    await append(hybrid, "a")
+    other = msgspec.structs.replace(settings, journal_shards=4)
+    async with open_store(other, clock=SystemClock(), observer=Recorder()) as store:
+        with pytest.raises(HotUnavailable, match="JOURNAL_SHARDS is 4"):
+            await store.transcripts.append(Append(ref=ref(), bodies=(said("b"),)))
+
+
+async def test_a_redis_that_may_evict_the_journal_is_refused(settings, redis):
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        async with open_store(settings, clock=SystemClock(), observer=Recorder()) as store:
+            with pytest.raises(HotUnavailable, match="maxmemory-policy is allkeys-lru"):
+                await store.transcripts.append(Append(ref=ref(), bodies=(said("a"),)))
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_shards_are_shared_and_move_when_a_flusher_leaves(settings):
+    clock, recorder = SystemClock(), Recorder()
+    async with (
+        open_flusher(settings, clock=clock, observer=recorder) as (_, one),
+        open_flusher(settings, clock=clock, observer=recorder) as (_, two),
+    ):
+        await one.renew()
+        assert len(one.owned) == 16
+        for ownership in (two, one, two):
+            await ownership.renew()
+        assert (len(one.owned), len(two.owned)) == (8, 8)
+        assert set(one.owned) | set(two.owned) == set(range(16))
+
+        await one.give_up()
+        await two.renew()
+        assert len(two.owned) == 16
+        await two.give_up()
+
+
+async def test_a_session_with_a_pending_deletion_is_not_listed(hybrid):
+    for name in ("a", "b"):
+        await append(hybrid, "x", at=ref(name))
+    await hybrid.flush()
+    await hybrid.store.sessions.delete(ref("a"))
+
+    page = await hybrid.store.sessions.newest(SessionQuery(tenant="default", limit=10))
+    assert [session.id for session in page.items] == ["b"]
+
+
+async def test_a_clear_in_the_batch_of_what_it_clears_keeps_owner_and_document(hybrid, redis):
+    document = SessionDocument(metadata={"a": 1})
+    await hybrid.store.sessions.create(ref(), "ada", document)
+    await append(hybrid, "a")
+    await hybrid.store.transcripts.clear(ref())
+    await hybrid.flush()
+    await redis.flushdb()
+
+    session = await hybrid.store.sessions.get(ref())
+    assert (session.user_id, session.document, session.message_count) == ("ada", document, 0)
+    assert (session.last_id, session.archived_through) == (None, None)
+
+
+async def test_a_session_made_again_and_cleared_in_one_batch_exists(hybrid, redis):
+    await append(hybrid, "a", user="ada")
+    await hybrid.flush()
+    await hybrid.store.sessions.delete(ref())
+    await append(hybrid, "b", user="eve")
+    await hybrid.store.transcripts.clear(ref())
+    await hybrid.flush()
+    await redis.flushdb()
+
+    assert (await hybrid.store.sessions.get(ref())).user_id == "eve"
+
+
+@pytest.mark.parametrize("how", ["clear", "delete"])
+async def test_what_is_forgotten_right_after_a_cold_append_stays_forgotten(hybrid, redis, how):
+    document = SessionDocument(metadata={"a": 1})
+    await hybrid.store.sessions.create(ref(), "ada", document)
+    await append(hybrid, "a")
+    await hybrid.flush()
+    await redis.flushdb()
+    await append(hybrid, "b")
+
+    if how == "clear":
+        await hybrid.store.transcripts.clear(ref())
+        session = await hybrid.store.sessions.get(ref())
+        assert (session.user_id, session.document, session.last_id) == ("ada", document, None)
+        assert await contents(hybrid) == []
+    else:
+        await hybrid.store.sessions.delete(ref())
+        with pytest.raises(SessionNotFound):
+            await hybrid.store.sessions.get(ref())
+
+
+async def test_a_failed_turn_is_said_again_where_its_session_was_deleted_and_is_cold(hybrid, redis):
+    once = Once(operation="chat", key="k", fingerprint="f")
+    command = msgspec.structs.replace(turn(), once=once)
+    await hybrid.store.turns.begin(command)
+    await hybrid.store.turns.fail(msgspec.structs.replace(answer(), once=once, body=None))
+    await hybrid.store.sessions.delete(ref())
+    await hybrid.flush()
+    for key in [key async for key in redis.scan_iter("*:head:*")]:
+        await redis.delete(key)
+
+    await hybrid.store.turns.begin(command)
+    assert await contents(hybrid) == ["hi"]

@@ -1,0 +1,68 @@
+"""The four stores as the contract suite sees them, on real servers, and what they are told."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+
+from service.bootstrap.ambient import SystemClock
+from service.bootstrap.stores import Store, open_flusher, open_store
+from service.domain.messages import MessageBody, Role, encode_body
+from service.domain.observations import Observation
+from service.domain.sessions import SessionRef
+from service.settings import Settings
+
+Kind = TypeVar("Kind", bound=Observation)
+
+
+class Recorder:
+    """Observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def observe(self, what: Observation) -> None:
+        self.seen.append(what)
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [what for what in self.seen if isinstance(what, kind)]
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """A store under test; ``flush`` brings everything accepted into the archive, if it has one."""
+
+    name: str
+    store: Store
+    recorder: Recorder
+    flush: Callable[[], Awaitable[None]]
+
+
+def ref(session_id: str = "s", tenant: str = "default") -> SessionRef:
+    return SessionRef(tenant, session_id)
+
+
+def said(content: str, role: Role = "user") -> bytes:
+    return encode_body(MessageBody(role=role, content=content))
+
+
+@asynccontextmanager
+async def kept(settings: Settings) -> AsyncGenerator[Kept]:
+    """The store of the settings, its flusher at hand but not running."""
+    recorder, clock = Recorder(), SystemClock()
+    async with open_store(settings, clock=clock, observer=recorder) as store:
+        if settings.store != "hybrid":
+            yield Kept(
+                name=settings.store, store=store, recorder=recorder, flush=lambda: asyncio.sleep(0)
+            )
+            return
+        async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, ownership):
+
+            async def flush() -> None:
+                await ownership.renew()
+                while await flusher.flush_once():
+                    pass
+
+            yield Kept(name="hybrid", store=store, recorder=recorder, flush=flush)
+            await ownership.give_up()
