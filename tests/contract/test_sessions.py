@@ -31,8 +31,8 @@ async def next_millisecond() -> None:
 
 
 async def listed(memory: Kept, **query) -> list[str]:
-    query = {"tenant": "default", "limit": 50} | query
-    page = await memory.store.sessions.newest(SessionQuery(**query))
+    query.setdefault("tenant", "default")
+    page = await memory.store.sessions.newest(SessionQuery(limit=50, **query))
     return [session.id for session in page.items]
 
 

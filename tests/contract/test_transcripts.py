@@ -6,19 +6,19 @@ import msgspec
 import pytest
 
 from service.domain.errors import IdempotencyKeyReused, SessionNotFound
-from service.domain.messages import MessageBody, encode_body
+from service.domain.messages import Content, MessageBody, Role, encode_body
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Once, PageQuery
 from tests.support.stores import Kept, ref, said
 
 
-async def append(memory: Kept, *texts: str, session="s", user=None, once=None, role="user"):
+async def append(memory: Kept, *texts: str, session="s", user=None, once=None, role: Role = "user"):
     bodies = tuple(said(text, role) for text in texts)
     command = Append(ref=ref(session), bodies=bodies, user_id=user, once=once)
     return await memory.store.transcripts.append(command)
 
 
-async def contents(memory: Kept, session="s", **query) -> list[str]:
+async def contents(memory: Kept, session="s", **query) -> list[Content]:
     query.setdefault("limit", 1000)
     messages = await memory.store.transcripts.page(ref(session), PageQuery(**query))
     return [message.content for message in messages]

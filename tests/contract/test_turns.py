@@ -13,6 +13,7 @@ from service.domain.errors import (
     SessionNotFound,
 )
 from service.domain.ids import TurnId
+from service.domain.messages import Content
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Begin, Begun, Finish, Once, PageQuery, Replayed
 from tests.support.polling import eventually
@@ -21,7 +22,9 @@ from tests.support.stores import Kept, ref, said
 ONCE = Once(operation="chat", key="k", fingerprint="f")
 
 
-def begin(text="hi", *, token="t1", once=None, last=10, user=None, session_last=False):
+def begin(
+    text="hi", *, token="t1", once=None, last: int | None = 10, user=None, session_last=False
+):
     return Begin(
         ref=ref(),
         turn_id=TurnId(f"turn-{token}"),
@@ -45,7 +48,7 @@ def finish(text: str | None = "hello", *, token="t1", once=None, result=b'{"r":1
     )
 
 
-async def contents(memory: Kept) -> list[str]:
+async def contents(memory: Kept) -> list[Content]:
     messages = await memory.store.transcripts.page(ref(), PageQuery(limit=1000))
     return [message.content for message in messages]
 

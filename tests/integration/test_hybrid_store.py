@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -16,7 +17,9 @@ from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_flusher, open_store
 from service.domain.errors import BacklogFull, HotUnavailable, SessionNotFound
+from service.domain.ids import TurnId
 from service.domain.journal import Batch
+from service.domain.messages import Content
 from service.domain.observations import HotRead, PoolWaited
 from service.domain.sessions import SessionDocument, SessionRef
 from service.ports import Append, Begin, Finish, Once, PageQuery, SessionQuery
@@ -57,7 +60,7 @@ async def append(hybrid: Kept, *texts: str, at: SessionRef | None = None, user=N
     return await hybrid.store.transcripts.append(command)
 
 
-async def contents(hybrid: Kept, at: SessionRef | None = None) -> list[str]:
+async def contents(hybrid: Kept, at: SessionRef | None = None) -> list[Content]:
     messages = await hybrid.store.transcripts.page(at or ref(), PageQuery(limit=1000))
     return [message.content for message in messages]
 
@@ -251,7 +254,6 @@ async def test_a_flusher_killed_between_commit_and_trim_doubles_nothing(
     finally:
         process.kill()
         await process.wait()
-        process._transport.close()
 
     assert await archive.fetchval("SELECT count(*) FROM messages") == 200
     backlog = await hybrid.store.journal.backlog(range(16))
@@ -284,7 +286,7 @@ class LostReplies:
     def lose_next(self) -> None:
         outer = self
 
-        async def command(door: RedisDoor, *words: object) -> object:
+        async def command(door: RedisDoor, *words: Any) -> Any:
             reply = await outer._command(door, *words)
             outer._monkeypatch.setattr(RedisDoor, "_command", outer._command)
             outer.lost += 1
@@ -322,7 +324,7 @@ async def test_lost_replies_neither_double_nor_hide_a_write(hybrid, monkeypatch)
 def turn(text="hi") -> Begin:
     return Begin(
         ref=ref(),
-        turn_id="turn",
+        turn_id=TurnId("turn"),
         body=said(text),
         last=10,
         session_last=False,
@@ -335,7 +337,7 @@ def turn(text="hi") -> Begin:
 def answer(text="hello") -> Finish:
     return Finish(
         ref=ref(),
-        turn_id="turn",
+        turn_id=TurnId("turn"),
         lease_token="token",
         body=said(text, "assistant"),
         result=b"{}",

@@ -11,10 +11,11 @@ import sys
 from service.adapters.redis.journal import RedisJournal
 from service.bootstrap.ambient import Observers, SystemClock
 from service.bootstrap.stores import open_flusher
+from service.domain.journal import Acknowledgement
 from service.settings import Settings
 
 
-async def _never(*_args: object) -> bool:
+async def _never(self: RedisJournal, shard: int, acknowledgement: Acknowledgement) -> bool:
     print("committed", flush=True)  # noqa: T201  # The parent waits for this line.
     await asyncio.Event().wait()
     return False

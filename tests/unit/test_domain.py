@@ -21,6 +21,7 @@ from service.domain.ids import (
 from service.domain.messages import (
     Message,
     MessageBody,
+    Role,
     check_message,
     decode_messages,
     encode_body,
@@ -49,7 +50,9 @@ def test_an_id_carries_its_time_and_counter_in_a_version_7_uuid(ms, counter, ran
 @given(st.tuples(MILLISECONDS, COUNTERS), st.tuples(MILLISECONDS, COUNTERS), RANDOMS, RANDOMS)
 def test_ids_sort_as_time_and_counter_do(first, second, random, other):
     if first != second:
-        assert (message_id(*first, random) < message_id(*second, other)) == (first < second)
+        one = message_id(first[0], first[1], random)
+        two = message_id(second[0], second[1], other)
+        assert (one < two) == (first < second)
 
 
 @given(MILLISECONDS, COUNTERS, st.integers(0, (1 << 48) - 2))
@@ -87,7 +90,7 @@ def test_keys_of_different_calls_never_collide_and_share_their_shards_slot(names
     TEXT,
     st.dictionaries(TEXT, TEXT, min_size=1, max_size=3) | st.none(),
 )
-def test_a_stored_text_decodes_to_what_was_given(role, content, metadata):
+def test_a_stored_text_decodes_to_what_was_given(role: Role, content, metadata):
     body = MessageBody(role=role, content=content, metadata=metadata)
     identity = message_id(1, 2, 3)
     text = with_id(identity, encode_body(body))
@@ -135,7 +138,7 @@ def test_a_message_at_the_edge_is_accepted(body):
     assert check_message(body, "m", bytes_max=100)
 
 
-def spoken(number: int, role="user", **fields) -> Message:
+def spoken(number: int, role: Role = "user", **fields) -> Message:
     return Message(id=message_id(number, 0, 0), role=role, content=str(number), **fields)
 
 
