@@ -1,0 +1,120 @@
+"""An OpenAI-style server over real HTTP that says what a test tells it to."""
+
+import asyncio
+import json
+from collections import deque
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import uvicorn
+
+
+class Reply(msgspec.Struct, kw_only=True):
+    """One scripted answer; the first field that applies decides."""
+
+    text: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    finish_reason: str = "stop"
+    usage: dict[str, Any] | None = None
+    message: dict[str, Any] | None = None
+    """The whole message, in place of ``text`` and ``tool_calls``."""
+    status: int = 200
+    headers: dict[str, str] = {}
+    body: bytes | None = None
+    """The raw body, in place of everything above."""
+    until: asyncio.Event | None = None
+    """The answer waits for it."""
+
+
+class ModelServer:
+    """Answers by its script, then echoes the last message; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.authorizations: list[str] = []
+        self._script: deque[Reply] = deque()
+        config = uvicorn.Config(
+            self._app,
+            host="127.0.0.1",
+            port=0,
+            interface="asgi3",
+            log_config=None,
+            lifespan="off",
+            ws="none",
+        )
+        self._server = uvicorn.Server(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def base_url(self) -> str:
+        [listener] = self._server.servers
+        return f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+
+    def script(self, *replies: Reply) -> None:
+        self._script += replies
+
+    async def __aenter__(self) -> Self:
+        # Signals belong to the test run.
+        self._serving = asyncio.create_task(self._server._serve())
+        while not self._server.started:  # noqa: ASYNC110  # uvicorn tells by a flag.
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        if self._serving is not None:
+            await self._serving
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        request = json.loads(await _body(receive))
+        self.requests.append(request)
+        self.authorizations.append(dict(scope["headers"]).get(b"authorization", b"").decode())
+        reply = self._script.popleft() if self._script else _echo(request)
+        if reply.until is not None:
+            await reply.until.wait()
+        headers = {"content-type": "application/json"} | reply.headers
+        await send(
+            {
+                "type": "http.response.start",
+                "status": reply.status,
+                "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+            }
+        )
+        body = reply.body if reply.body is not None else _completion(request, reply)
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _body(receive: Any) -> bytes:
+    body, more = b"", True
+    while more:
+        event = await receive()
+        body += event.get("body", b"")
+        more = event.get("more_body", False)
+    return body
+
+
+def _echo(request: dict[str, Any]) -> Reply:
+    return Reply(text=f"echo: {request['messages'][-1]['content']}")
+
+
+def _completion(request: dict[str, Any], reply: Reply) -> bytes:
+    message = reply.message or {
+        "role": "assistant",
+        "content": reply.text,
+        **({"tool_calls": reply.tool_calls} if reply.tool_calls else {}),
+    }
+    completion: dict[str, Any] = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": request["model"],
+        "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
+    }
+    usage = reply.usage or {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return msgspec.json.encode(completion | {"usage": usage})
