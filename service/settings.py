@@ -111,7 +111,12 @@ def with_urls(
     model: tuple[str, str] | None,
 ) -> Settings:
     """The settings of a development run: where its servers are, and its model if it has one."""
-    changes: dict[str, object] = {"database_url": database_url, "redis_url": redis_url}
+    changes: dict[str, object] = {
+        "database_url": database_url,
+        "redis_url": redis_url,
+        # Whoever develops reads the log with their own eyes.
+        "log_format": "console",
+    }
     if model is not None:
         base_url, name = model
         changes |= {

@@ -2,7 +2,7 @@
 
 import secrets
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -44,6 +44,10 @@ SWEEP_PAUSE_SECONDS: Final = 10.0
 """Between removals of expired call records and leases."""
 
 
+async def nothing_to_check() -> str | None:
+    return None
+
+
 class Store(msgspec.Struct, frozen=True, kw_only=True):
     """An open store: its ports, what it depends on, and its queue if it has one."""
 
@@ -54,6 +58,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
     journal: Journal | None = None
+    check: Callable[[], Awaitable[str | None]] = nothing_to_check
+    """Raises where the stores contradict the settings; returns a warning or None."""
 
 
 def migrations_directory() -> Path:
@@ -173,6 +179,7 @@ def _redis_store(
         turns=TieredTurns(turns, warming),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=RedisJournal(door, arguments.keys, arguments.limits) if archive else None,
+        check=layout.verify,
     )
 
 

@@ -40,7 +40,7 @@ class LogObserver:
                 self._note_shards(what.count)
             case ModelCalled():
                 if what.outcome != "ok":
-                    log.warning("model_failed", model=what.model, outcome=what.outcome)
+                    log.warning("model_failed", outcome=what.outcome)
             case (
                 BacklogSeen()
                 | BatchFlushed()

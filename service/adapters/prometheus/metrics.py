@@ -1,5 +1,6 @@
 """Prometheus metrics, one per thing observed. Names and labels are part of the contract."""
 
+from collections.abc import Collection
 from typing import Final
 
 from prometheus_client import (
@@ -11,6 +12,7 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -40,7 +42,10 @@ BATCH_BUCKETS: Final = (1, 5, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 class PrometheusObserver:
     """Observer that counts; ``render`` is what /metrics answers."""
 
-    def __init__(self, *, version: str, store: str) -> None:
+    def __init__(self, *, version: str, store: str, models: Collection[str] = ()) -> None:
+        # Callers may name any model: only these become values of a label.
+        self._models = frozenset(models)
+        disable_created_metrics()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -107,10 +112,11 @@ class PrometheusObserver:
                 if what.overhead_seconds is not None:
                     self._turn_overhead.observe(what.overhead_seconds)
             case ModelCalled():
-                self._model_calls.labels(what.model, what.outcome).inc()
-                self._model_seconds.labels(what.model).observe(what.seconds)
-                self._model_tokens.labels(what.model, "input").inc(what.input_tokens)
-                self._model_tokens.labels(what.model, "output").inc(what.output_tokens)
+                model = what.model if what.model in self._models else "other"
+                self._model_calls.labels(model, what.outcome).inc()
+                self._model_seconds.labels(model).observe(what.seconds)
+                self._model_tokens.labels(model, "input").inc(what.input_tokens)
+                self._model_tokens.labels(model, "output").inc(what.output_tokens)
 
     def _make_memory_metrics(self) -> None:
         self._appended = self._counter(

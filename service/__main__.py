@@ -1,0 +1,70 @@
+"""The command line: parses, calls, nothing else."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from service import __version__
+from service.bootstrap.errors import EXPECTED_ERRORS
+from service.settings import SettingsError, from_environment
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Return the exit status: 0, 1 for a run that failed, 2 for wrong words or settings."""
+    arguments = _parser().parse_args(words)
+    try:
+        run = _run_of(arguments)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(run)
+    except SettingsError as error:
+        sys.stderr.write(f"chat-memory: {error}\n")
+        return 2
+    except EXPECTED_ERRORS as error:
+        sys.stderr.write(f"chat-memory: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run_of(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    settings = from_environment()
+    # Imported here: wrong words and settings are told at once, without the service's imports.
+    from service.bootstrap import runs  # noqa: PLC0415  # As said above.
+
+    match arguments.command:
+        case "serve":
+            return runs.serve(settings, with_flusher=arguments.with_flusher)
+        case "flush":
+            return runs.flush(settings)
+        case "migrate":
+            return runs.migrate(settings, arguments.direction)
+        case _:
+            return runs.dev(settings)
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop  # noqa: PLC0415  # It has no build for every platform.
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service", description="chat-memory")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve the API")
+    serve.add_argument("--with-flusher", action="store_true", help="and flush in this process")
+    commands.add_parser("flush", help="carry the write-behind queue into the archive")
+    migrate = commands.add_parser("migrate", help="change or check the schema")
+    migrate.add_argument("direction", choices=["up", "down", "status", "verify"])
+    commands.add_parser("dev", help="everything on this machine, as `make run` does")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

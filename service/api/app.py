@@ -1,0 +1,61 @@
+"""The API application: routes, errors, document and edge put together."""
+
+from typing import Any
+
+from litestar import Litestar, Response, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp, ControllerRouterHandler
+
+from service.api.conversations import SessionChat, TwoLines
+from service.api.documentation import (
+    documentation_asset,
+    documentation_page,
+    openapi_config,
+    openapi_document,
+)
+from service.api.health import live, ready
+from service.api.middleware import Edge
+from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
+from service.api.requests import StrictRequest, refuse_unknown_parameters
+from service.api.sessions import Messages, Sessions
+from service.api.use_cases import ApiSettings, UseCases
+from service.core.readiness import Readiness
+from service.domain.errors import ChatMemoryError
+from service.ports import Observer
+
+
+def create_app(
+    use_cases: UseCases, readiness: Readiness, settings: ApiSettings, observer: Observer
+) -> ASGIApp:
+    """The application as a server runs it."""
+    return Edge(create_routes(use_cases, readiness, settings), observer, logs_access=True)
+
+
+def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
+    """The application without its edge: for the OpenAPI document and its lifespan."""
+    routes: list[ControllerRouterHandler] = [TwoLines, SessionChat, Sessions, Messages, live, ready]
+    if settings.docs:
+        routes += (documentation_page, documentation_asset, openapi_json)
+    return Litestar(
+        route_handlers=routes,
+        dependencies={
+            "use_cases": Provide(lambda: use_cases, sync_to_thread=False, use_cache=True),
+            "readiness": Provide(lambda: readiness, sync_to_thread=False, use_cache=True),
+        },
+        request_class=StrictRequest,
+        request_max_body_size=settings.body_bytes_max,
+        before_request=refuse_unknown_parameters,
+        exception_handlers={
+            ChatMemoryError: answer_domain_error,
+            HTTPException: answer_http_error,
+            Exception: answer_unexpected,
+        },
+        openapi_config=openapi_config(settings.version),
+        logging_config=None,
+    )
+
+
+@get("/openapi.json", include_in_schema=False)
+async def openapi_json(request: StrictRequest) -> Response[dict[str, Any]]:
+    return Response(openapi_document(request.app))

@@ -1,0 +1,82 @@
+"""What every request passes before and after the application."""
+
+import time
+from typing import Any, Final
+
+import structlog
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.tracing import TRACE_KEY, trace_id_from
+from service.domain.observations import RequestServed
+from service.ports import Observer
+
+SECURITY_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)
+UNROUTED: Final = "unrouted"
+
+log = structlog.stdlib.get_logger("chat_memory.access")
+
+
+class Edge:
+    """The outermost ASGI application: names the request, takes its time, keeps its path raw.
+
+    Servers decode the path before routing, which would make ``%2F`` in an id a separator. Routing
+    here is on the raw path; a handler decodes its parameters once.
+    """
+
+    def __init__(self, app: ASGIApp, observer: Observer, *, logs_access: bool) -> None:
+        self._app = app
+        self._observer = observer
+        self._logs_access = logs_access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        trace_id = trace_id_from(scope["headers"])
+        scope[TRACE_KEY] = trace_id
+        raw_path = scope.get("raw_path")
+        if raw_path:
+            scope["path"] = raw_path.partition(b"?")[0].decode("latin-1")
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(trace_id=trace_id)
+        status = 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = (*SECURITY_HEADERS, (b"x-request-id", trace_id.encode()))
+                given = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(pair for pair in own if pair[0] not in given),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Any, status: int, seconds: float) -> None:
+        # Litestar leaves the route's template behind; a path itself may name people.
+        route = scope.get("path_template") or UNROUTED
+        method = scope["method"] if route != UNROUTED else "*"
+        self._observer.observe(
+            RequestServed(method=method, route=route, status=status, seconds=seconds)
+        )
+        if self._logs_access:
+            log.info(
+                "request",
+                method=method,
+                route=route,
+                status=status,
+                milliseconds=round(seconds * 1000, 2),
+            )

@@ -1,0 +1,95 @@
+"""The operations application, on a port of its own: health, metrics, the state of the queue."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+from litestar import Litestar, Response, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.params import Dependency
+from litestar.types import ASGIApp
+
+from service.api.health import live, ready
+from service.api.middleware import Edge
+from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
+from service.api.requests import StrictRequest, refuse_unknown_parameters
+from service.core.readiness import Readiness
+from service.domain.errors import ChatMemoryError, NotFound
+from service.ports import Journal, Observer
+
+Render = Callable[[], tuple[bytes, str]]
+
+
+class Operations(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operations routes show."""
+
+    render_metrics: Render
+    journal: Journal | None
+    shards: int
+
+
+class ShardView(msgspec.Struct, frozen=True, kw_only=True):
+    shard: int
+    entries: int
+    oldest_age_seconds: float
+    owner: str | None
+
+
+class JournalView(msgspec.Struct, frozen=True, kw_only=True):
+    entries: int
+    oldest_age_seconds: float
+    shards: list[ShardView]
+
+
+InjectedOperations = Annotated[Operations, Dependency(skip_validation=True)]
+
+
+@get("/metrics")
+async def metrics(operations: InjectedOperations) -> Response[bytes]:
+    body, media_type = operations.render_metrics()
+    return Response(body, media_type=media_type)
+
+
+@get("/ops/journal")
+async def journal(operations: InjectedOperations) -> JournalView:
+    """Entries that are not in the archive yet, and who works on them."""
+    if operations.journal is None:
+        raise NotFound("This store has no journal.")
+    shards = [
+        ShardView(
+            shard=shard.shard,
+            entries=shard.entries,
+            oldest_age_seconds=shard.oldest_age_seconds,
+            owner=shard.owner,
+        )
+        for shard in await operations.journal.backlog(range(operations.shards))
+    ]
+    return JournalView(
+        entries=sum(shard.entries for shard in shards),
+        oldest_age_seconds=max((shard.oldest_age_seconds for shard in shards), default=0.0),
+        shards=shards,
+    )
+
+
+def create_operations_app(
+    readiness: Readiness, operations: Operations, observer: Observer
+) -> ASGIApp:
+    routes = Litestar(
+        route_handlers=[live, ready, metrics, journal],
+        dependencies={
+            "readiness": Provide(lambda: readiness, sync_to_thread=False, use_cache=True),
+            "operations": Provide(lambda: operations, sync_to_thread=False, use_cache=True),
+        },
+        request_class=StrictRequest,
+        before_request=refuse_unknown_parameters,
+        exception_handlers={
+            ChatMemoryError: answer_domain_error,
+            HTTPException: answer_http_error,
+            Exception: answer_unexpected,
+        },
+        openapi_config=None,
+        logging_config=None,
+    )
+    # Scrapes and probes come every few seconds: they are counted and not logged.
+    return Edge(routes, observer, logs_access=False)

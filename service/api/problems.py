@@ -1,0 +1,194 @@
+"""Errors as problem documents (RFC 9457): one table from codes to statuses, one shape for all."""
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+
+from service.api.tracing import trace_id_of
+from service.domain.errors import (
+    ChatMemoryError,
+    FieldError,
+    InvalidRequest,
+    SessionBusy,
+)
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS_OF: Final[Mapping[str, int]] = {
+    "invalid_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "session_exists": 409,
+    "session_busy": 409,
+    "request_running": 409,
+    "turn_state": 409,
+    "precondition_failed": 412,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_value": 422,
+    "idempotency_key_reused": 422,
+    "durability_unavailable": 422,
+    "context_too_large": 422,
+    "rate_limited": 429,
+    "internal": 500,
+    "model_error": 502,
+    "model_unavailable": 503,
+    "archive_unavailable": 503,
+    "hot_unavailable": 503,
+    "backlog_full": 503,
+    "overloaded": 503,
+    "draining": 503,
+    "model_timeout": 504,
+}
+
+_OF_THE_SERVER: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("invalid_request", "The request is malformed"),
+    404: ("not_found", "Not found"),
+    405: ("method_not_allowed", "The method is not allowed here"),
+    413: ("too_large", "Too large"),
+    415: ("unsupported_media_type", "The media type is not supported"),
+}
+
+log = structlog.stdlib.get_logger("chat_memory")
+
+
+class UnsupportedMediaType(ChatMemoryError):
+    code = "unsupported_media_type"
+    title = "The media type is not supported"
+
+
+class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Why a request was not carried out."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    """Stable and made for programs, such as `session_busy`."""
+    trace_id: str
+    """Names the request in the service's logs."""
+    retryable: bool
+    """Whether the same request may succeed later."""
+    errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET
+    """The fields at fault, where fields are."""
+
+
+def answer_domain_error(request: Request[Any, Any, Any], error: ChatMemoryError) -> Response[Any]:
+    status = STATUS_OF[error.code]
+    if status >= 500:  # noqa: PLR2004  # The first status that is the service's own fault.
+        log.warning("request_failed", code=error.code, detail=error.detail)
+    problem = _problem(
+        request,
+        error.code,
+        title=error.title,
+        detail=error.detail,
+        retryable=error.may_retry,
+        errors=error.errors,
+    )
+    headers = _retry_headers(error)
+    return _response(problem, headers)
+
+
+def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """For what Litestar itself refuses: routes, methods, parameters, sizes."""
+    if error.status_code not in _OF_THE_SERVER:
+        return answer_unexpected(request, error)
+    code, title = _OF_THE_SERVER[error.status_code]
+    errors = _errors_of(request, error)
+    detail = _detail(error, errors)
+    problem = _problem(request, code, title=title, detail=detail, retryable=False, errors=errors)
+    headers = {"x-should-retry": "false"}
+    if allow := (error.headers or {}).get("allow"):
+        headers["allow"] = allow
+    return _response(problem, headers)
+
+
+def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """For what nobody foresaw: logged with its trace, told without its internals."""
+    log.error("unexpected_error", kind=type(error).__name__, exc_info=error)
+    problem = _problem(
+        request,
+        "internal",
+        title="Internal error",
+        detail="Something went wrong here. It is logged under the trace id.",
+        retryable=True,
+        errors=(),
+    )
+    return _response(problem, {"x-should-retry": "true"})
+
+
+def misfit(error: msgspec.ValidationError, prefix: str = "") -> InvalidRequest:
+    """Msgspec's words for a body that does not fit, with its path as the field."""
+    message, _, place = str(error).partition(" - at `")
+    field = prefix + place.rstrip("`").removeprefix("$").removeprefix(".")
+    if not field and "unknown field" in message:
+        field = message.rpartition("unknown field `")[2].rstrip("`")
+    errors = [FieldError(field=field or "body", message=message)]
+    return InvalidRequest(f"{field or 'body'}: {message}", errors=errors)
+
+
+def _problem(
+    request: Request[Any, Any, Any],
+    code: str,
+    *,
+    title: str,
+    detail: str,
+    retryable: bool,
+    errors: tuple[FieldError, ...],
+) -> Problem:
+    return Problem(
+        type=f"urn:chat-memory:problem:{code}",
+        title=title,
+        status=STATUS_OF[code],
+        detail=detail,
+        code=code,
+        trace_id=trace_id_of(request.scope),
+        retryable=retryable,
+        errors=list(errors) if errors else msgspec.UNSET,
+    )
+
+
+def _retry_headers(error: ChatMemoryError) -> dict[str, str]:
+    # The openai client obeys x-should-retry. A busy session is its caller's to decide about.
+    retry = error.may_retry and not isinstance(error, SessionBusy)
+    headers = {"x-should-retry": "true" if retry else "false"}
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    return headers
+
+
+def _errors_of(request: Request[Any, Any, Any], error: HTTPException) -> tuple[FieldError, ...]:
+    if isinstance(error, RequestEntityTooLarge):
+        limit = request.route_handler.resolve_request_max_body_size()
+        return (FieldError(field="body", message=f"must be at most {limit} bytes"),)
+    extra: object = error.extra if isinstance(error, ValidationException) else None
+    items = cast("list[dict[str, str]]", extra) if isinstance(extra, list) else []
+    return tuple(
+        FieldError(field="body", message="is required")
+        if item.get("key") == "data"
+        else FieldError(field=item.get("key", "body"), message=item.get("message", ""))
+        for item in items
+    )
+
+
+def _detail(error: HTTPException, errors: tuple[FieldError, ...]) -> str:
+    if errors:
+        return "; ".join(f"{one.field}: {one.message}" for one in errors)
+    return _OF_THE_SERVER[error.status_code][1] + "."
+
+
+def _response(problem: Problem, headers: dict[str, str]) -> Response[Any]:
+    return Response(
+        msgspec.json.encode(problem),
+        status_code=problem.status,
+        media_type=PROBLEM_MEDIA_TYPE,
+        headers=headers,
+    )

@@ -1,0 +1,106 @@
+"""Taking requests apart: strict bodies, ids in paths, idempotency keys, known parameters."""
+
+import hashlib
+import re
+from functools import cache
+from typing import Any, Final, get_type_hints
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from litestar import Request
+from litestar.handlers import BaseRouteHandler
+
+from service.api.problems import UnsupportedMediaType, misfit
+from service.domain.errors import FieldError, InvalidRequest, InvalidValue
+from service.domain.sessions import DEFAULT_TENANT, SessionRef
+from service.ports import Once
+
+JSON_MEDIA_TYPES: Final = frozenset({"application/json"})
+PATCH_MEDIA_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
+NOT_IN_QUERIES: Final = frozenset(
+    {"use_cases", "readiness", "data", "session_id", "name", "idempotency_key", "return"}
+)
+"""Parameters of handlers that come from elsewhere."""
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+class StrictRequest(Request[Any, Any, Any]):
+    """A request whose body is decoded into the handler's type at once, and strictly.
+
+    Litestar alone would accept "5" for a number.
+    """
+
+    async def json(self) -> Any:
+        handler = self.route_handler
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        accepted = PATCH_MEDIA_TYPES if self.method == "PATCH" else JSON_MEDIA_TYPES
+        if media_type not in accepted:
+            names = " or ".join(sorted(accepted))
+            raise UnsupportedMediaType(f"Content-Type must be {names}.")
+        return decode_body(await self.body(), _decoder(handler))
+
+
+def decode_body(body: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:
+    """Raises InvalidRequest naming the field."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise misfit(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _not_json(str(error)) from error
+    except RecursionError as error:
+        raise _not_json("nested too deeply") from error
+
+
+@cache
+def _decoder(handler: BaseRouteHandler) -> "msgspec.json.Decoder[Any]":
+    return msgspec.json.Decoder(handler.parsed_fn_signature.parameters["data"].annotation)
+
+
+def _not_json(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The body is not JSON: {reason}.", errors=[FieldError(field="body", message=reason)]
+    )
+
+
+async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
+    """Before each handler: a misspelt query parameter is an error, not a default."""
+    for name in request.query_params:
+        if name not in _parameters(request.route_handler):
+            raise InvalidRequest(
+                f"{name}: unknown query parameter",
+                errors=[FieldError(field=name, message="unknown query parameter")],
+            )
+
+
+@cache
+def _parameters(handler: BaseRouteHandler) -> frozenset[str]:
+    return frozenset(get_type_hints(handler.fn)) - NOT_IN_QUERIES
+
+
+def path_id(segment: str, field: str) -> str:
+    """Decode an id in a raw path, once. Raises InvalidValue naming ``field``."""
+    raw = segment.encode("latin-1")
+    if _BAD_ESCAPE.search(raw):
+        raise InvalidValue.of(field, "has a broken percent-encoding")
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidValue.of(field, "is not UTF-8") from error
+
+
+def session_ref(segment: str) -> SessionRef:
+    return SessionRef(DEFAULT_TENANT, path_id(segment, "session_id"))
+
+
+def once(key: str | None, operation: str, body: object) -> Once | None:
+    """The promise of an Idempotency-Key header. Raises InvalidValue for a key out of range."""
+    if key is None:
+        return None
+    if _KEY.fullmatch(key) is None:
+        raise InvalidValue.of(IDEMPOTENCY_KEY, "must be 1 to 255 visible ASCII characters")
+    canonical = msgspec.json.encode(body, order="sorted")
+    return Once(operation=operation, key=key, fingerprint=hashlib.sha256(canonical).hexdigest())

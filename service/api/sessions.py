@@ -1,0 +1,223 @@
+"""Sessions as resources, their messages and their context."""
+
+import uuid
+from typing import Annotated, Literal
+
+import msgspec
+from litestar import Controller, Response, delete, get, patch, post
+from litestar.params import Parameter
+
+from service.api.bodies import (
+    AppendBody,
+    AppendedMessageView,
+    AppendedView,
+    ContextView,
+    LeftOutView,
+    MessagesView,
+    SessionBody,
+    SessionPatchBody,
+    SessionsView,
+    SessionView,
+    view_message,
+    view_session,
+)
+from service.api.conversations import Key
+from service.api.documentation import CREATE_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
+from service.api.problems import misfit
+from service.api.requests import once, session_ref
+from service.api.use_cases import Injected
+from service.domain.context import ContextOptions, Strategy
+from service.domain.ids import MessageId, id_time, parse_message_id
+from service.domain.sessions import DEFAULT_TENANT, Session, SessionRef
+from service.ports import PageQuery, SessionQuery
+
+PAGE_LIMIT_DEFAULT = 50
+
+Limit = Annotated[int, Parameter(description="1 to 1000.")]
+Cursor = Annotated[str | None, Parameter(description="`next_cursor` of the page before.")]
+
+
+class Sessions(Controller):
+    """One conversation each."""
+
+    tags = ["Sessions"]  # noqa: RUF012  # Litestar's convention.
+    path = "/v1/sessions"
+
+    @post(
+        operation_id="create_session",
+        summary="Make a session",
+        responses=problems("session_exists", *CREATE_PROBLEMS),
+    )
+    async def create(self, use_cases: Injected, data: SessionBody) -> SessionView:
+        """Needed only to give it settings: the first append or chat makes a session as well."""
+        session_id = data.id if data.id is not None else str(uuid.uuid4())
+        session = await use_cases.recording.create(
+            SessionRef(DEFAULT_TENANT, session_id), user_id=data.user_id, document=data.document()
+        )
+        return _view(session)
+
+    @get(
+        operation_id="list_sessions",
+        summary="List sessions",
+        responses=problems("invalid_request", "invalid_value", *WRITE_PROBLEMS),
+    )
+    async def newest(
+        self,
+        use_cases: Injected,
+        user_id: str | None = None,
+        cursor: Cursor = None,
+        limit: Limit = PAGE_LIMIT_DEFAULT,
+    ) -> SessionsView:
+        """Newest activity first; what was just written is there."""
+        page = await use_cases.recall.sessions(
+            SessionQuery(
+                tenant=DEFAULT_TENANT, user_id=user_id, limit=limit, before=_id(cursor, "cursor")
+            )
+        )
+        return SessionsView(
+            items=[_view(item) for item in page.items], next_cursor=page.next_before
+        )
+
+    @get(
+        "/{session_id:str}",
+        operation_id="get_session",
+        summary="Get a session",
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def one(self, use_cases: Injected, session_id: str) -> SessionView:
+        """With its counters, flushed or not."""
+        return _view(await use_cases.recall.session(session_ref(session_id)))
+
+    @patch(
+        "/{session_id:str}",
+        operation_id="patch_session",
+        summary="Change a session's settings",
+        responses=problems("not_found", *CREATE_PROBLEMS),
+    )
+    async def change(
+        self, use_cases: Injected, session_id: str, data: SessionPatchBody
+    ) -> SessionView:
+        """A merge patch (RFC 7396) of `metadata`, `context` and `ttl_seconds`."""
+        try:
+            session = await use_cases.recording.patch(session_ref(session_id), data.changes())
+        except msgspec.ValidationError as error:
+            raise misfit(error) from error
+        return _view(session)
+
+    @delete(
+        "/{session_id:str}",
+        operation_id="delete_session",
+        summary="Delete a session and its messages",
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def remove(self, use_cases: Injected, session_id: str) -> None:
+        """At once in every answer, and for good in both tiers. A running turn is cancelled."""
+        await use_cases.recording.delete(session_ref(session_id))
+
+
+class Messages(Controller):
+    """What is said in a session."""
+
+    tags = ["Messages"]  # noqa: RUF012  # Litestar's convention.
+    path = "/v1/sessions/{session_id:str}"
+
+    @post(
+        "/messages",
+        operation_id="append_messages",
+        summary="Append messages",
+        responses=problems("not_found", "idempotency_key_reused", *CREATE_PROBLEMS),
+    )
+    async def append(
+        self,
+        use_cases: Injected,
+        session_id: str,
+        data: AppendBody,
+        idempotency_key: Key = None,
+    ) -> Response[AppendedView]:
+        """All or none, up to 1,000. Makes the session if needed."""
+        appended = await use_cases.recording.append(
+            session_ref(session_id),
+            [message.body() for message in data.messages],
+            user_id=data.user_id,
+            once=once(idempotency_key, "append", data),
+        )
+        view = AppendedView(
+            messages=[
+                AppendedMessageView(id=identity, created_at=id_time(identity))
+                for identity in appended.ids
+            ],
+            durability=use_cases.recording.durability,
+        )
+        headers = {"Idempotency-Replayed": "true"} if appended.replayed else {}
+        return Response(view, headers=headers)
+
+    @get(
+        "/messages",
+        operation_id="list_messages",
+        summary="Read messages",
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def page(
+        self,
+        use_cases: Injected,
+        session_id: str,
+        limit: Limit = PAGE_LIMIT_DEFAULT,
+        order: Literal["asc", "desc"] = "asc",
+        before: Annotated[str | None, Parameter(description="Exclusive message id.")] = None,
+        after: Annotated[str | None, Parameter(description="Exclusive message id.")] = None,
+    ) -> MessagesView:
+        """In the order of acceptance. `next_cursor` goes into `after` (asc) or `before` (desc)."""
+        ref = session_ref(session_id)
+        page = await use_cases.recall.page(
+            ref,
+            PageQuery(
+                limit=limit,
+                descending=order == "desc",
+                before=_id(before, "before"),
+                after=_id(after, "after"),
+            ),
+        )
+        return MessagesView(
+            items=[view_message(message, ref.session_id) for message in page.items],
+            next_cursor=page.next_cursor,
+        )
+
+    @delete(
+        "/messages",
+        operation_id="clear_messages",
+        summary="Forget all messages",
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def clear(self, use_cases: Injected, session_id: str) -> None:
+        """The session, its owner and settings stay. A running turn is cancelled."""
+        await use_cases.recording.clear(session_ref(session_id))
+
+    @get(
+        "/context",
+        operation_id="get_context",
+        summary="See what a model would be shown",
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def context(
+        self,
+        use_cases: Injected,
+        session_id: str,
+        strategy: Strategy | None = None,
+        last: int | None = None,
+    ) -> ContextView:
+        """By the given strategy, else the session's, else a window of 50."""
+        ref = session_ref(session_id)
+        shown = await use_cases.recall.context(ref, ContextOptions(strategy=strategy, last=last))
+        return ContextView(
+            strategy=shown.strategy,
+            messages=[view_message(message, ref.session_id) for message in shown.messages],
+            left_out=LeftOutView(count=shown.left_out, reason="window" if shown.left_out else None),
+        )
+
+
+def _view(session: Session) -> SessionView:
+    return view_session(session, id_time(session.active_id))
+
+
+def _id(text: str | None, field: str) -> MessageId | None:
+    return None if text is None else parse_message_id(text, field)

@@ -1,0 +1,27 @@
+"""What the controllers call, and how they are given it."""
+
+from typing import Annotated
+
+import msgspec
+from litestar.params import Dependency
+
+from service.core.chat import Chat
+from service.core.readiness import Readiness
+from service.core.recall import Recall
+from service.core.recording import Recording
+
+
+class UseCases(msgspec.Struct, frozen=True, kw_only=True):
+    recording: Recording
+    recall: Recall
+    chat: Chat
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    body_bytes_max: int
+    docs: bool = True
+
+
+Injected = Annotated[UseCases, Dependency(skip_validation=True)]
+InjectedReadiness = Annotated[Readiness, Dependency(skip_validation=True)]

@@ -1,0 +1,263 @@
+"""The processes: API, flusher, migrations, and everything at once for development."""
+
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import structlog
+
+from service import __version__
+from service.adapters.logs.configuration import configure
+from service.adapters.logs.events import LogObserver
+from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
+from service.adapters.postgres.migrations import Migrator
+from service.adapters.prometheus.metrics import PrometheusObserver
+from service.api.app import create_app
+from service.api.operations import Operations, create_operations_app
+from service.api.server import Listener, ServiceServer
+from service.api.use_cases import ApiSettings, UseCases
+from service.bootstrap.ambient import Observers, SystemClock
+from service.bootstrap.stores import Store, migrations_directory, open_flusher, open_store
+from service.core.background import Component, LoopLag
+from service.core.chat import Chat, ChatSettings
+from service.core.flushing import BacklogWatch
+from service.core.readiness import Readiness
+from service.core.recall import Recall
+from service.core.recording import Recording
+from service.dev.stack import DevStack
+from service.domain.errors import HotUnavailable
+from service.ports import Clock, Observer
+from service.settings import Settings, missing_urls, with_urls
+
+WATCH_PAUSE_SECONDS: Final = 1.0
+NO_MODEL: Final = (
+    "No model is configured: set OPENAI_API_KEY, and OPENAI_BASE_URL for another server than "
+    "OpenAI's."
+)
+
+log = structlog.stdlib.get_logger("chat_memory")
+
+
+async def serve(
+    settings: Settings,
+    *,
+    with_flusher: bool,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the API, and flush as well if asked, until a signal. Raises SettingsError."""
+    missing_urls(settings)
+    configure(settings.log_level, settings.log_format)
+    clock, metrics = SystemClock(), _metrics(settings)
+    observer = Observers(metrics, LogObserver())
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(
+            open_store(settings, clock=clock, observer=observer)
+        )
+        await _check(store)
+        readiness = Readiness(store.dependencies)
+        components: list[Component] = [*store.components, _loop_lag(clock, observer)]
+        if with_flusher and store.journal is not None:
+            components += await _flusher_components(stack, settings, store, clock, observer)
+        await stack.enter_async_context(_running(components))
+        use_cases = await stack.enter_async_context(_use_cases(settings, store, clock, observer))
+        api = create_app(
+            use_cases,
+            readiness,
+            ApiSettings(
+                version=__version__,
+                body_bytes_max=settings.body_bytes_max,
+                docs=settings.docs == "on",
+            ),
+            observer,
+        )
+        await _serve(settings, [(api, settings.port)], readiness, store, metrics, observer, started)
+    log.info("stopped")
+
+
+async def flush(settings: Settings) -> None:
+    """Flush until a signal. Raises SettingsError."""
+    missing_urls(settings)
+    configure(settings.log_level, settings.log_format)
+    clock, metrics = SystemClock(), _metrics(settings)
+    observer = Observers(metrics, LogObserver())
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(
+            open_store(settings, clock=clock, observer=observer)
+        )
+        await _check(store)
+        components = await _flusher_components(stack, settings, store, clock, observer)
+        await stack.enter_async_context(_running([*components, _loop_lag(clock, observer)]))
+        readiness = Readiness(store.dependencies)
+        await _serve(settings, [], readiness, store, metrics, observer, lambda: None)
+    log.info("stopped")
+
+
+async def migrate(settings: Settings, command: Literal["up", "down", "status", "verify"]) -> None:
+    """Raises SettingsError and the errors of the migrator."""
+    missing_urls(settings)
+    url = settings.migration_database_url or settings.database_url or ""
+    migrator = Migrator(url, migrations_directory(), say=_say)
+    match command:
+        case "up":
+            if not await migrator.up():
+                _say("nothing to do")
+        case "down":
+            await migrator.down()
+        case "status":
+            for migration in await migrator.status():
+                _say(f"{migration.version:04d} {migration.name}: {migration.state}")
+        case "verify":
+            await migrator.verify()
+            _say("the schema is of this release")
+
+
+async def dev(settings: Settings) -> None:
+    """Start what is missing, migrate, serve and flush, until a signal. Raises DevError."""
+    stack = DevStack(
+        Path.cwd() / settings.data_dir,
+        database_url=settings.database_url,
+        redis_url=settings.redis_url,
+        with_model=settings.openai_api_key is None,
+        say=_say,
+    )
+    try:
+        await stack.start()
+        ready = with_urls(
+            settings,
+            database_url=stack.database_url,
+            redis_url=stack.redis_url,
+            model=stack.model,
+        )
+        await migrate(ready, "up")
+        await serve(ready, with_flusher=True, started=lambda: _say(_welcome(ready)))
+    finally:
+        await stack.stop()
+
+
+def _metrics(settings: Settings) -> PrometheusObserver:
+    return PrometheusObserver(
+        version=__version__, store=settings.store, models=[settings.openai_model]
+    )
+
+
+async def _check(store: Store) -> None:
+    """Raises LayoutMismatch. A Redis that is away is checked before its first use instead."""
+    try:
+        if warning := await store.check():
+            log.warning("redis_check_skipped", reason=warning)
+    except HotUnavailable as error:
+        log.warning("redis_is_away", reason=error.detail)
+
+
+@asynccontextmanager
+async def _use_cases(
+    settings: Settings, store: Store, clock: Clock, observer: Observer
+) -> AsyncGenerator[UseCases]:
+    model = _model(settings, observer)
+    # Imported before the first caller waits for it.
+    await model.open()
+    try:
+        chat_settings = ChatSettings(
+            model=settings.openai_model,
+            message_bytes_max=settings.message_bytes_max,
+            deadline_seconds=settings.turn_deadline_seconds,
+            lease_seconds=settings.turn_lease_seconds,
+        )
+        yield UseCases(
+            recording=Recording(
+                store.transcripts, store.sessions, message_bytes_max=settings.message_bytes_max
+            ),
+            recall=Recall(store.transcripts, store.sessions),
+            chat=Chat(store.turns, model, chat_settings, clock=clock, observer=observer),
+        )
+    finally:
+        await model.close()
+
+
+def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:
+    if settings.openai_api_key is None:
+        return NoModel(NO_MODEL)
+    return OpenAIModel(
+        ModelSettings(
+            api_key=settings.openai_api_key,
+            base_url=settings.openai_base_url,
+            connect_seconds=settings.openai_connect_timeout_seconds,
+            max_retries=settings.openai_max_retries,
+            connections=settings.openai_pool_size,
+        ),
+        observer,
+    )
+
+
+async def _flusher_components(
+    stack: AsyncExitStack, settings: Settings, store: Store, clock: Clock, observer: Observer
+) -> list[Component]:
+    flusher, _ = await stack.enter_async_context(
+        open_flusher(settings, clock=clock, observer=observer)
+    )
+    if store.journal is None:
+        return []
+    watch = BacklogWatch(
+        store.journal,
+        shards=settings.journal_shards,
+        pause_seconds=WATCH_PAUSE_SECONDS,
+        observer=observer,
+    )
+    return [flusher, watch]
+
+
+@asynccontextmanager
+async def _running(components: list[Component]) -> AsyncGenerator[None]:
+    """Start in order, stop in the opposite one, whatever happens in between."""
+    async with AsyncExitStack() as stack:
+        for component in components:
+            stack.push_async_callback(component.stop)
+            await component.start()
+        yield
+
+
+async def _serve(
+    settings: Settings,
+    apps: list[tuple[object, int]],
+    readiness: Readiness,
+    store: Store,
+    metrics: PrometheusObserver,
+    observer: Observer,
+    started: Callable[[], None],
+) -> None:
+    operations = Operations(
+        render_metrics=metrics.render, journal=store.journal, shards=settings.journal_shards
+    )
+    ops = create_operations_app(readiness, operations, observer)
+    server = ServiceServer(
+        [
+            Listener(app=app, host=settings.host, port=port)
+            for app, port in [*apps, (ops, settings.ops_port)]
+        ],
+        drain=readiness.drain,
+        grace_seconds=settings.shutdown_grace_seconds,
+    )
+    log.info("starting", store=settings.store, version=__version__)
+    await server.serve(started=started)
+
+
+def _loop_lag(clock: Clock, observer: Observer) -> Component:
+    return LoopLag(pause_seconds=WATCH_PAUSE_SECONDS, clock=clock, observer=observer)
+
+
+def _welcome(settings: Settings) -> str:
+    api = f"http://{settings.host}:{settings.port}"
+    question = '{"user_id": "ada", "message": "Hello, my name is Ada."}'
+    return (
+        f"\n  API         {api}   (documentation: {api}/docs)\n"
+        f"  Operations  http://{settings.host}:{settings.ops_port}\n\n"
+        f"  curl {api}/chat -H 'content-type: application/json' -d '{question}'\n"
+        f"\n  Ctrl-C stops everything; the data stays in {settings.data_dir}.\n"
+    )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
