@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from litestar import Controller, Response, delete, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 
 from service.api.bodies import (
     ChatBody,
@@ -27,8 +27,8 @@ HISTORY_LIMIT_DEFAULT = 200
 
 Key = Annotated[
     str | None,
-    Parameter(
-        header=IDEMPOTENCY_KEY,
+    HeaderParameter(
+        name=IDEMPOTENCY_KEY,
         description="Calls with the same key and body are one call; kept for a day.",
     ),
 ]
@@ -47,11 +47,12 @@ class TwoLines(Controller):
         responses=problems(*CHAT_PROBLEMS),
     )
     async def chat(
-        self, use_cases: Injected, data: TwoLineChatBody, idempotency_key: Key = None
+        self, use_cases: Injected, data: JSONBody[TwoLineChatBody], idempotency_key: Key = None
     ) -> Response[TurnView]:
         """The model is shown the conversation so far; both sides are remembered."""
         check_id(data.user_id, "user_id")
-        ref = SessionRef(DEFAULT_TENANT, data.session_id or data.user_id)
+        session_id = data.session_id if data.session_id is not None else data.user_id
+        ref = SessionRef(DEFAULT_TENANT, session_id)
         return await answer(use_cases, ref, data, data.user_id, idempotency_key)
 
     @get(
@@ -61,7 +62,10 @@ class TwoLines(Controller):
         responses=problems("invalid_request", "invalid_value", *WRITE_PROBLEMS),
     )
     async def history(
-        self, use_cases: Injected, session_id: str, limit: int = HISTORY_LIMIT_DEFAULT
+        self,
+        use_cases: Injected,
+        session_id: FromPath[str],
+        limit: FromQuery[int] = HISTORY_LIMIT_DEFAULT,
     ) -> HistoryView:
         """The newest messages of the session with this id, in order.
 
@@ -89,7 +93,7 @@ class TwoLines(Controller):
         summary="Forget what was said",
         responses=problems("invalid_request", "invalid_value", *WRITE_PROBLEMS),
     )
-    async def clear(self, use_cases: Injected, session_id: str) -> None:
+    async def clear(self, use_cases: Injected, session_id: FromPath[str]) -> None:
         """Forgets all messages; an unknown id is cleared already."""
         ref = session_ref(session_id)
         check_session(ref)
@@ -114,8 +118,8 @@ class SessionChat(Controller):
     async def chat(
         self,
         use_cases: Injected,
-        session_id: str,
-        data: ChatBody,
+        session_id: FromPath[str],
+        data: JSONBody[ChatBody],
         idempotency_key: Key = None,
     ) -> Response[TurnView]:
         """Makes the session if needed. One turn at a time: beside a running one the answer is 409.

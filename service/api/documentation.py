@@ -4,11 +4,20 @@ from collections import defaultdict
 from importlib import resources
 from typing import Any, Final
 
+import msgspec
 from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath
 
+from service.api.bodies import (
+    AppendBody,
+    ChatBody,
+    SessionBody,
+    SessionPatchBody,
+    TwoLineChatBody,
+)
 from service.api.problems import PROBLEM_MEDIA_TYPE, STATUS_OF, Problem
 
 STORE_PROBLEMS: Final = ("hot_unavailable", "archive_unavailable", "overloaded")
@@ -24,6 +33,8 @@ CHAT_PROBLEMS: Final = (
     *("model_error", "model_unavailable", "model_timeout"),
     *CREATE_PROBLEMS,
 )
+
+REQUEST_BODIES: Final = (TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody)
 
 ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -94,7 +105,7 @@ async def documentation_page() -> Response[str]:
 
 
 @get("/docs/assets/{name:str}", include_in_schema=False)
-async def documentation_asset(name: str) -> Response[bytes]:
+async def documentation_asset(name: FromPath[str]) -> Response[bytes]:
     media_type = ASSETS.get(name)
     if media_type is None:
         raise NotFoundException
@@ -107,4 +118,10 @@ async def documentation_asset(name: str) -> Response[bytes]:
 
 
 def openapi_document(app: Any) -> dict[str, Any]:
-    return app.openapi_schema.to_schema()
+    """Litestar's document with the request bodies as msgspec describes them: with their limits."""
+    document: dict[str, Any] = app.openapi_schema.to_schema()
+    _, schemas = msgspec.json.schema_components(
+        REQUEST_BODIES, ref_template="#/components/schemas/{name}"
+    )
+    document["components"]["schemas"] |= schemas
+    return document

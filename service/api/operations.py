@@ -1,13 +1,11 @@
 """The operations application, on a port of its own: health, metrics, the state of the queue."""
 
 from collections.abc import Callable
-from typing import Annotated
 
 import msgspec
 from litestar import Litestar, Response, get
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
-from litestar.params import Dependency
 from litestar.types import ASGIApp
 
 from service.api.health import live, ready
@@ -42,7 +40,7 @@ class JournalView(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[ShardView]
 
 
-InjectedOperations = Annotated[Operations, Dependency(skip_validation=True)]
+InjectedOperations = NamedDependency[Operations]
 
 
 @get("/metrics")

@@ -1,5 +1,6 @@
 """Errors as problem documents (RFC 9457): one table from codes to statuses, one shape for all."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -55,6 +56,8 @@ _OF_THE_SERVER: Final[Mapping[int, tuple[str, str]]] = {
     413: ("too_large", "Too large"),
     415: ("unsupported_media_type", "The media type is not supported"),
 }
+
+_NAMED_FIELD: Final = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
 
 log = structlog.stdlib.get_logger("chat_memory")
 
@@ -125,14 +128,14 @@ def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Resp
     return _response(problem, {"x-should-retry": "true"})
 
 
-def misfit(error: msgspec.ValidationError, prefix: str = "") -> InvalidRequest:
+def misfit(error: msgspec.ValidationError) -> InvalidRequest:
     """Msgspec's words for a body that does not fit, with its path as the field."""
     message, _, place = str(error).partition(" - at `")
-    field = prefix + place.rstrip("`").removeprefix("$").removeprefix(".")
-    if not field and "unknown field" in message:
-        field = message.rpartition("unknown field `")[2].rstrip("`")
-    errors = [FieldError(field=field or "body", message=message)]
-    return InvalidRequest(f"{field or 'body'}: {message}", errors=errors)
+    field = place.rstrip("`").removeprefix("$").removeprefix(".")
+    if named := _NAMED_FIELD.search(message):
+        field = f"{field}.{named[1]}" if field else named[1]
+    field = field or "body"
+    return InvalidRequest(f"{field}: {message}", errors=[FieldError(field=field, message=message)])
 
 
 def _problem(

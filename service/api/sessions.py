@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from litestar import Controller, Response, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from service.api.bodies import (
     AppendBody,
@@ -33,8 +33,8 @@ from service.ports import PageQuery, SessionQuery
 
 PAGE_LIMIT_DEFAULT = 50
 
-Limit = Annotated[int, Parameter(description="1 to 1000.")]
-Cursor = Annotated[str | None, Parameter(description="`next_cursor` of the page before.")]
+Limit = Annotated[int, QueryParameter(description="1 to 1000.")]
+Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
 
 
 class Sessions(Controller):
@@ -48,7 +48,7 @@ class Sessions(Controller):
         summary="Make a session",
         responses=problems("session_exists", *CREATE_PROBLEMS),
     )
-    async def create(self, use_cases: Injected, data: SessionBody) -> SessionView:
+    async def create(self, use_cases: Injected, data: JSONBody[SessionBody]) -> SessionView:
         """Needed only to give it settings: the first append or chat makes a session as well."""
         session_id = data.id if data.id is not None else str(uuid.uuid4())
         session = await use_cases.recording.create(
@@ -64,7 +64,7 @@ class Sessions(Controller):
     async def newest(
         self,
         use_cases: Injected,
-        user_id: str | None = None,
+        user_id: FromQuery[str | None] = None,
         cursor: Cursor = None,
         limit: Limit = PAGE_LIMIT_DEFAULT,
     ) -> SessionsView:
@@ -84,7 +84,7 @@ class Sessions(Controller):
         summary="Get a session",
         responses=problems(*READ_PROBLEMS),
     )
-    async def one(self, use_cases: Injected, session_id: str) -> SessionView:
+    async def one(self, use_cases: Injected, session_id: FromPath[str]) -> SessionView:
         """With its counters, flushed or not."""
         return _view(await use_cases.recall.session(session_ref(session_id)))
 
@@ -95,7 +95,7 @@ class Sessions(Controller):
         responses=problems("not_found", *CREATE_PROBLEMS),
     )
     async def change(
-        self, use_cases: Injected, session_id: str, data: SessionPatchBody
+        self, use_cases: Injected, session_id: FromPath[str], data: JSONBody[SessionPatchBody]
     ) -> SessionView:
         """A merge patch (RFC 7396) of `metadata`, `context` and `ttl_seconds`."""
         try:
@@ -110,7 +110,7 @@ class Sessions(Controller):
         summary="Delete a session and its messages",
         responses=problems(*READ_PROBLEMS),
     )
-    async def remove(self, use_cases: Injected, session_id: str) -> None:
+    async def remove(self, use_cases: Injected, session_id: FromPath[str]) -> None:
         """At once in every answer, and for good in both tiers. A running turn is cancelled."""
         await use_cases.recording.delete(session_ref(session_id))
 
@@ -130,8 +130,8 @@ class Messages(Controller):
     async def append(
         self,
         use_cases: Injected,
-        session_id: str,
-        data: AppendBody,
+        session_id: FromPath[str],
+        data: JSONBody[AppendBody],
         idempotency_key: Key = None,
     ) -> Response[AppendedView]:
         """All or none, up to 1,000. Makes the session if needed."""
@@ -160,11 +160,11 @@ class Messages(Controller):
     async def page(
         self,
         use_cases: Injected,
-        session_id: str,
+        session_id: FromPath[str],
         limit: Limit = PAGE_LIMIT_DEFAULT,
-        order: Literal["asc", "desc"] = "asc",
-        before: Annotated[str | None, Parameter(description="Exclusive message id.")] = None,
-        after: Annotated[str | None, Parameter(description="Exclusive message id.")] = None,
+        order: FromQuery[Literal["asc", "desc"]] = "asc",
+        before: Annotated[str | None, QueryParameter(description="Exclusive message id.")] = None,
+        after: Annotated[str | None, QueryParameter(description="Exclusive message id.")] = None,
     ) -> MessagesView:
         """In the order of acceptance. `next_cursor` goes into `after` (asc) or `before` (desc)."""
         ref = session_ref(session_id)
@@ -188,7 +188,7 @@ class Messages(Controller):
         summary="Forget all messages",
         responses=problems(*READ_PROBLEMS),
     )
-    async def clear(self, use_cases: Injected, session_id: str) -> None:
+    async def clear(self, use_cases: Injected, session_id: FromPath[str]) -> None:
         """The session, its owner and settings stay. A running turn is cancelled."""
         await use_cases.recording.clear(session_ref(session_id))
 
@@ -201,9 +201,9 @@ class Messages(Controller):
     async def context(
         self,
         use_cases: Injected,
-        session_id: str,
-        strategy: Strategy | None = None,
-        last: int | None = None,
+        session_id: FromPath[str],
+        strategy: FromQuery[Strategy | None] = None,
+        last: FromQuery[int | None] = None,
     ) -> ContextView:
         """By the given strategy, else the session's, else a window of 50."""
         ref = session_ref(session_id)

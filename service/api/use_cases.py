@@ -1,9 +1,7 @@
 """What the controllers call, and how they are given it."""
 
-from typing import Annotated
-
 import msgspec
-from litestar.params import Dependency
+from litestar.di import NamedDependency
 
 from service.core.chat import Chat
 from service.core.readiness import Readiness
@@ -23,5 +21,5 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     docs: bool = True
 
 
-Injected = Annotated[UseCases, Dependency(skip_validation=True)]
-InjectedReadiness = Annotated[Readiness, Dependency(skip_validation=True)]
+Injected = NamedDependency[UseCases]
+InjectedReadiness = NamedDependency[Readiness]

@@ -1,0 +1,66 @@
+"""The API application over a store in memory, called in process."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import httpx
+import msgspec
+
+from service.api.app import create_app
+from service.api.use_cases import ApiSettings, UseCases
+from service.bootstrap.ambient import SystemClock
+from service.bootstrap.stores import open_store
+from service.core.chat import Chat, ChatSettings
+from service.core.readiness import Readiness
+from service.core.recall import Recall
+from service.core.recording import Recording
+from service.ports import Model
+from service.settings import Settings
+from tests.support.stores import Recorder
+
+MESSAGE_BYTES_MAX = 1000
+BODY_BYTES_MAX = 20_000
+
+
+class Client(msgspec.Struct):
+    """HTTP to the application, and what it observed."""
+
+    http: httpx.AsyncClient
+    recorder: Recorder
+    readiness: Readiness
+
+
+@asynccontextmanager
+async def api_client(
+    model: Model,
+    settings: Settings | None = None,
+    *,
+    docs: bool = True,
+    body_bytes_max: int = BODY_BYTES_MAX,
+) -> AsyncGenerator[Client]:
+    recorder, clock = Recorder(), SystemClock()
+    chosen = settings or Settings(store="memory")
+    async with open_store(chosen, clock=clock, observer=recorder) as store:
+        chat_settings = ChatSettings(
+            model="default-model",
+            message_bytes_max=MESSAGE_BYTES_MAX,
+            deadline_seconds=5,
+            lease_seconds=5,
+        )
+        use_cases = UseCases(
+            recording=Recording(
+                store.transcripts, store.sessions, message_bytes_max=MESSAGE_BYTES_MAX
+            ),
+            recall=Recall(store.transcripts, store.sessions),
+            chat=Chat(store.turns, model, chat_settings, clock=clock, observer=recorder),
+        )
+        readiness = Readiness(store.dependencies)
+        app = create_app(
+            use_cases,
+            readiness,
+            ApiSettings(version="1", body_bytes_max=body_bytes_max, docs=docs),
+            recorder,
+        )
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType]  # Litestar's ASGI types
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield Client(http, recorder, readiness)
