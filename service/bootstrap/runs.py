@@ -29,7 +29,7 @@ from service.core.recording import Recording
 from service.dev.stack import DevStack
 from service.domain.errors import HotUnavailable
 from service.ports import Clock, Observer
-from service.settings import Settings, missing_urls, with_urls
+from service.settings import Settings, SettingsError, missing_urls, with_urls
 
 WATCH_PAUSE_SECONDS: Final = 1.0
 NO_MODEL: Final = (
@@ -78,6 +78,8 @@ async def serve(
 
 async def flush(settings: Settings) -> None:
     """Flush until a signal. Raises SettingsError."""
+    if settings.store != "hybrid":
+        raise SettingsError("STORE: only the hybrid store has something to flush")
     missing_urls(settings)
     configure(settings.log_level, settings.log_format)
     clock, metrics = SystemClock(), _metrics(settings)
@@ -96,8 +98,9 @@ async def flush(settings: Settings) -> None:
 
 async def migrate(settings: Settings, command: Literal["up", "down", "status", "verify"]) -> None:
     """Raises SettingsError and the errors of the migrator."""
-    missing_urls(settings)
-    url = settings.migration_database_url or settings.database_url or ""
+    url = settings.migration_database_url or settings.database_url
+    if url is None:
+        raise SettingsError("DATABASE_URL: is required by migrate")
     migrator = Migrator(url, migrations_directory(), say=_say)
     match command:
         case "up":
