@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -15,7 +16,7 @@ from tests.support.polling import eventually
 from tests.support.processes import Running, service
 
 
-async def say(running: Running, text: str) -> dict:
+async def say(running: Running, text: str) -> dict[str, Any]:
     async with httpx.AsyncClient(timeout=60) as http:
         body = {"user_id": "ada", "message": text, "max_output_tokens": 30}
         response = await http.post(f"{running.url}/chat", json=body)
@@ -23,7 +24,7 @@ async def say(running: Running, text: str) -> dict:
     return response.json()
 
 
-async def history(running: Running) -> dict:
+async def history(running: Running) -> dict[str, Any]:
     async with httpx.AsyncClient() as http:
         return (await http.get(f"{running.url}/history/ada")).json()
 
