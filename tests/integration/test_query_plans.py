@@ -1,0 +1,62 @@
+"""Each hot query finds its rows by an index, whatever the table's size."""
+
+from collections.abc import AsyncGenerator
+
+import asyncpg
+import pytest
+
+from service.adapters.postgres import archive, writer
+from service.adapters.postgres.keys import session_key
+from service.domain.ids import HIGHEST_ID, ZERO_ID
+from tests.support.stores import ref
+
+KEY = session_key(ref())
+PLACE = (KEY, "default")
+BOUNDS = (ZERO_ID, HIGHEST_ID)
+
+# Sessions of ten messages, and a long one: enough that any scan or sort is dearer than the index.
+FILL = f"""
+INSERT INTO sessions (session_key, tenant, session_id, user_id, born_id, active_id)
+SELECT gen_random_uuid(), 'default', n::text, 'u' || n % 500, gen_random_uuid(), gen_random_uuid()
+FROM generate_series(1, 5000) AS n;
+INSERT INTO messages (session_key, id, tenant, role, body)
+SELECT s.session_key, gen_random_uuid(), 'default',
+       CASE WHEN n = 1 THEN 'system' ELSE 'user' END, '{{"role": "user", "content": "x"}}'::json
+FROM sessions s, generate_series(1, 10) AS n
+UNION ALL
+SELECT '{KEY}', gen_random_uuid(), 'default',
+       CASE WHEN n % 100 = 1 THEN 'system' ELSE 'user' END, '{{"role": "user", "content": "x"}}'::json
+FROM generate_series(1, 20000) AS n;
+ANALYZE sessions;
+ANALYZE messages;
+"""
+
+
+@pytest.fixture(scope="module")
+async def filled(postgres) -> AsyncGenerator[asyncpg.Connection]:
+    async with postgres.database(migrated=True) as url:
+        connection = await asyncpg.connect(url)
+        await connection.execute(FILL)
+        yield connection
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "arguments", "index"),
+    [
+        (archive.SESSION, PLACE, "sessions_pkey"),
+        (archive.PAGE_ASCENDING, (*PLACE, *BOUNDS, 50), "messages_pkey"),
+        (archive.PAGE_DESCENDING, (*PLACE, *BOUNDS, 50), "messages_pkey"),
+        (archive.PINNED, (*PLACE, *BOUNDS, 50), "messages_pinned"),
+        (archive.LIST, ("default", HIGHEST_ID, 50), "sessions_by_activity"),
+        (archive.LIST_OF_USER, ("default", HIGHEST_ID, 50, "u7"), "sessions_by_user"),
+        (writer.LOCK_SESSIONS, ([KEY],), "sessions_pkey"),
+        (writer.FORGET, ([KEY], [HIGHEST_ID], [False]), "messages_pkey"),
+    ],
+)
+async def test_a_hot_query_uses_its_index(filled, query, arguments, index):
+    rows = await filled.fetch(f"EXPLAIN {query}", *arguments)
+    plan = "\n".join(row[0] for row in rows)
+    assert index in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "Sort" not in plan or "sessions_pkey" in index, plan

@@ -1,0 +1,86 @@
+"""Every script's keys are in one slot: shown on a server in cluster mode, which refuses others."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+from redis.asyncio import Redis
+
+from service.dev.valkey import EmbeddedValkey
+from service.domain.context import ContextOptions
+from service.domain.ids import TurnId
+from service.domain.sessions import SessionDocument
+from service.ports import Append, Begin, Finish, Once, PageQuery
+from service.settings import Settings
+from tests.support.polling import eventually
+from tests.support.processes import free_port
+from tests.support.stores import Kept, kept, ref, said
+
+
+@pytest.fixture
+async def cluster_url(tmp_path) -> AsyncGenerator[str]:
+    """One node that has all slots: no redirects, but the rules of a cluster."""
+    # The nodes' own port would be 10,000 above the clients', which may be beyond the last port.
+    settings = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    server = EmbeddedValkey(tmp_path, settings=settings)
+    await server.start()
+    async with Redis.from_url(server.url, protocol=2) as client:
+        await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+        async def is_up() -> bool:
+            return b"cluster_state:ok" in await client.execute_command("CLUSTER INFO")
+
+        await eventually(is_up, within_seconds=10)
+        with pytest.raises(Exception, match="same slot"):
+            await client.eval("return 1", 2, "a", "b")
+    yield server.url
+    await server.stop()
+
+
+@pytest.fixture
+async def hybrid(cluster_url: str, database_url: str) -> AsyncGenerator[Kept]:
+    settings = Settings(redis_url=cluster_url, database_url=database_url, hot_messages_max=5)
+    async with kept(settings) as store:
+        yield store
+
+
+async def test_every_script_keeps_to_one_slot(hybrid):
+    store = hybrid.store
+    once = Once(operation="chat", key="k:{x}", fingerprint="f")
+    for name in ("a", "b{c}", "{cm:00}:head", "d:e%"):
+        at = ref(name)
+        document = SessionDocument(context=ContextOptions(last=3))
+        await store.sessions.create(at, "ada", document)
+        for _ in range(4):
+            command = Append(ref=at, bodies=(said("x"), said("y", "system")), once=None)
+            await store.transcripts.append(command)
+        begin = Begin(
+            ref=at,
+            turn_id=TurnId(name),
+            body=said("hi"),
+            last=3,
+            session_last=True,
+            user_id="ada",
+            once=once,
+            lease_token=name,
+        )
+        await store.turns.begin(begin)
+        assert await store.turns.renew(at, name)
+        finish = Finish(
+            ref=at,
+            turn_id=begin.turn_id,
+            lease_token=name,
+            body=said("hello", "assistant"),
+            result=b"{}",
+            once=once,
+        )
+        await store.turns.finish(finish)
+        assert await store.sessions.replace(at, document, SessionDocument())
+    await hybrid.flush()
+    for name in ("a", "b{c}"):
+        messages = await store.transcripts.page(ref(name), PageQuery(limit=100))
+        assert len(messages) == 10
+        await store.transcripts.clear(ref(name))
+        await store.sessions.delete(ref(name))
+    await hybrid.flush()
+    shards = await store.journal.backlog(range(16))
+    assert sum(shard.entries for shard in shards) == 0
