@@ -25,7 +25,8 @@ SELECT s.session_key, gen_random_uuid(), 'default',
 FROM sessions s, generate_series(1, 10) AS n
 UNION ALL
 SELECT '{KEY}', gen_random_uuid(), 'default',
-       CASE WHEN n % 100 = 1 THEN 'system' ELSE 'user' END, '{{"role": "user", "content": "x"}}'::json
+       CASE WHEN n % 100 = 1 THEN 'system' ELSE 'user' END,
+       '{{"role": "user", "content": "x"}}'::json
 FROM generate_series(1, 20000) AS n;
 ANALYZE sessions;
 ANALYZE messages;
