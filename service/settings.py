@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     flush_linger_milliseconds: Annotated[int, Meta(ge=1, le=10_000)] = 50
     shard_lease_seconds: Annotated[float, Meta(ge=1)] = 5.0
 
+    request_timeout_seconds: Seconds = 20.0
     turn_deadline_seconds: Annotated[float, Meta(gt=0, le=270)] = 120.0
     turn_lease_seconds: Annotated[float, Meta(ge=1)] = 10.0
 

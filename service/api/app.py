@@ -5,6 +5,7 @@ from typing import Any
 from litestar import Litestar, Response, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
 from litestar.types import ASGIApp, ControllerRouterHandler
 
 from service.api.conversations import SessionChat, TwoLines
@@ -15,7 +16,7 @@ from service.api.documentation import (
     openapi_document,
 )
 from service.api.health import live, ready
-from service.api.middleware import Edge
+from service.api.middleware import Deadline, Edge
 from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
 from service.api.requests import StrictRequest, refuse_unknown_parameters
 from service.api.sessions import Messages, Sessions
@@ -43,6 +44,7 @@ def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettin
             "use_cases": Provide(lambda: use_cases, sync_to_thread=False, use_cache=True),
             "readiness": Provide(lambda: readiness, sync_to_thread=False, use_cache=True),
         },
+        middleware=[DefineMiddleware(Deadline, seconds=settings.request_seconds)],
         request_class=StrictRequest,
         request_max_body_size=settings.body_bytes_max,
         before_request=refuse_unknown_parameters,

@@ -15,6 +15,7 @@ from service.api.bodies import (
     view_turn,
 )
 from service.api.documentation import CHAT_PROBLEMS, WRITE_PROBLEMS, problems
+from service.api.middleware import TURN
 from service.api.requests import IDEMPOTENCY_KEY, once, session_ref
 from service.api.use_cases import Injected, UseCases
 from service.core.chat import ChatRequest
@@ -44,6 +45,7 @@ class TwoLines(Controller):
         operation_id="chat",
         summary="Say something and be answered",
         status_code=200,
+        opt=TURN,
         responses=problems(*CHAT_PROBLEMS),
     )
     async def chat(
@@ -113,6 +115,7 @@ class SessionChat(Controller):
         operation_id="chat_in_session",
         summary="Say something and be answered",
         status_code=200,
+        opt=TURN,
         responses=problems(*CHAT_PROBLEMS),
     )
     async def chat(

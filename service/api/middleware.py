@@ -1,5 +1,6 @@
 """What every request passes before and after the application."""
 
+import asyncio
 import time
 from typing import Any, Final
 
@@ -7,6 +8,7 @@ import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.tracing import TRACE_KEY, trace_id_from
+from service.domain.errors import Overloaded
 from service.domain.observations import RequestServed
 from service.ports import Observer
 
@@ -17,6 +19,28 @@ SECURITY_HEADERS: Final = (
 UNROUTED: Final = "unrouted"
 
 log = structlog.stdlib.get_logger("chat_memory.access")
+
+
+TURN: Final = {"turn": True}
+"""Marks a handler whose time the turn's own deadline bounds."""
+
+
+class Deadline:
+    """Bounds the time of every request that is no turn."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["route_handler"].opt.get("turn"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._app(scope, receive, send)
+        except TimeoutError as error:
+            raise Overloaded(f"The request took longer than {self._seconds:g} s.") from error
 
 
 class Edge:

@@ -18,6 +18,8 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     body_bytes_max: int
+    request_seconds: float
+    """Time for any request but a turn, which has a deadline of its own."""
     docs: bool = True
 
 

@@ -68,6 +68,7 @@ async def serve(
             ApiSettings(
                 version=__version__,
                 body_bytes_max=settings.body_bytes_max,
+                request_seconds=settings.request_timeout_seconds,
                 docs=settings.docs == "on",
             ),
             observer,

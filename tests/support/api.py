@@ -37,6 +37,7 @@ async def api_client(
     *,
     docs: bool = True,
     body_bytes_max: int = BODY_BYTES_MAX,
+    request_seconds: float = 20,
 ) -> AsyncGenerator[Client]:
     recorder, clock = Recorder(), SystemClock()
     chosen = settings or Settings(store="memory")
@@ -58,7 +59,12 @@ async def api_client(
         app = create_app(
             use_cases,
             readiness,
-            ApiSettings(version="1", body_bytes_max=body_bytes_max, docs=docs),
+            ApiSettings(
+                version="1",
+                body_bytes_max=body_bytes_max,
+                request_seconds=request_seconds,
+                docs=docs,
+            ),
             recorder,
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType]  # Litestar's ASGI types

@@ -469,6 +469,17 @@ async def test_what_is_no_json_object_is_400(api, content, field):
     problem(response, 400, "invalid_request", field)
 
 
+async def test_a_request_that_takes_too_long_is_refused(model):
+    async def endless():
+        yield b'{"user_id": '
+        await asyncio.Event().wait()
+
+    async with api_client(model, request_seconds=0.2) as api:
+        response = await api.http.post("/v1/sessions", content=endless(), headers=JSON)
+        problem(response, 503, "overloaded")
+        assert (await api.http.get("/v1/sessions")).json()["items"] == []
+
+
 async def test_json_that_nests_too_deep_is_400(api):
     for deep in (b"[" * 9000 + b"]" * 9000, b'{"a":' * 3000 + b"1" + b"}" * 3000):
         response = await api.http.post(
