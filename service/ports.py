@@ -59,6 +59,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     bodies: tuple[bytes, ...]
     user_id: str | None = None
     once: Once | None = None
+    if_last_id: MessageId | msgspec.UnsetType | None = msgspec.UNSET
+    """The newest message that the session must have, None for none; unset: whatever it has."""
 
 
 class Appended(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +104,8 @@ class Transcripts(Protocol):
         """Accept messages at the end of the session, making it if needed.
 
         A named user who is not the session's raises SessionNotFound; a session without an owner
-        gets this one. Raises BacklogFull past the queue's limits, IdempotencyKeyReused.
+        gets this one. Raises BacklogFull past the queue's limits, IdempotencyKeyReused,
+        PreconditionFailed.
         """
         ...
 

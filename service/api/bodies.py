@@ -107,6 +107,10 @@ class AppendBody(RequestBody, frozen=True, kw_only=True):
         list[MessageInBody], Meta(extra_json_schema={"minItems": 1, "maxItems": BATCH_MESSAGES_MAX})
     ]
     user_id: Id | None = None
+    if_last_id: Annotated[
+        str | UnsetType | None,
+        Meta(description="Append only after this message; null: only to an empty session."),
+    ] = UNSET
 
 
 class SessionSettingsBody(RequestBody, frozen=True, kw_only=True):

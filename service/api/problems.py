@@ -15,6 +15,7 @@ from service.domain.errors import (
     ChatMemoryError,
     FieldError,
     InvalidRequest,
+    PreconditionFailed,
     SessionBusy,
 )
 
@@ -82,6 +83,8 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Whether the same request may succeed later."""
     errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET
     """The fields at fault, where fields are."""
+    last_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `precondition_failed`: the session's last message, null where it is empty."""
 
 
 def answer_domain_error(request: Request[Any, Any, Any], error: ChatMemoryError) -> Response[Any]:
@@ -96,8 +99,9 @@ def answer_domain_error(request: Request[Any, Any, Any], error: ChatMemoryError)
         retryable=error.may_retry,
         errors=error.errors,
     )
-    headers = _retry_headers(error)
-    return _response(problem, headers)
+    if isinstance(error, PreconditionFailed):
+        problem = msgspec.structs.replace(problem, last_id=error.last_id)
+    return _response(problem, _retry_headers(error))
 
 
 def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

@@ -125,7 +125,9 @@ class Messages(Controller):
         "/messages",
         operation_id="append_messages",
         summary="Append messages",
-        responses=problems("not_found", "idempotency_key_reused", *CREATE_PROBLEMS),
+        responses=problems(
+            "not_found", "idempotency_key_reused", "precondition_failed", *CREATE_PROBLEMS
+        ),
     )
     async def append(
         self,
@@ -140,6 +142,11 @@ class Messages(Controller):
             [message.body() for message in data.messages],
             user_id=data.user_id,
             once=once(idempotency_key, "append", data),
+            if_last_id=(
+                msgspec.UNSET
+                if data.if_last_id is msgspec.UNSET
+                else _id(data.if_last_id, "if_last_id")
+            ),
         )
         view = AppendedView(
             messages=[

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from service.domain.context import check_options
 from service.domain.errors import InvalidValue, Overloaded
-from service.domain.ids import check_id
+from service.domain.ids import MessageId, check_id
 from service.domain.messages import (
     BATCH_MESSAGES_MAX,
     METADATA_BYTES_MAX,
@@ -48,6 +49,7 @@ class Recording:
         *,
         user_id: str | None,
         once: Once | None,
+        if_last_id: MessageId | UnsetType | None = UNSET,
     ) -> Appended:
         """Accept all messages or none.
 
@@ -63,7 +65,7 @@ class Recording:
             for place, message in enumerate(messages)
         )
         return await self._transcripts.append(
-            Append(ref=ref, bodies=bodies, user_id=user_id, once=once)
+            Append(ref=ref, bodies=bodies, user_id=user_id, once=once, if_last_id=if_last_id)
         )
 
     async def clear(self, ref: SessionRef) -> None:

@@ -126,6 +126,17 @@ class RequestRunning(ChatMemoryError):
         )
 
 
+class PreconditionFailed(ChatMemoryError):
+    """The session is not as the caller last saw it; ``last_id`` is its newest message, if any."""
+
+    code = "precondition_failed"
+    title = "The session has moved on"
+
+    def __init__(self, last_id: str | None) -> None:
+        super().__init__("The session's last message is another one than if_last_id says.")
+        self.last_id = last_id
+
+
 class IdempotencyKeyReused(ChatMemoryError):
     code = "idempotency_key_reused"
     title = "The idempotency key belongs to another request"

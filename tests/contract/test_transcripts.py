@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from service.domain.errors import IdempotencyKeyReused, SessionNotFound
+from service.domain.errors import IdempotencyKeyReused, PreconditionFailed, SessionNotFound
 from service.domain.messages import Content, MessageBody, Role, encode_body
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Once, PageQuery
@@ -266,3 +266,36 @@ async def test_an_empty_session_has_an_empty_page(memory):
 
     assert await contents(memory) == []
     assert (await memory.store.transcripts.recent(ref(), last=5)).exists
+
+
+async def test_an_append_may_ask_for_the_last_message(memory):
+    first = await append_after(memory, None, "a")
+    with pytest.raises(PreconditionFailed) as caught:
+        await append_after(memory, None, "x")
+    assert caught.value.last_id == first
+    await memory.flush()
+    second = await append_after(memory, first, "b")
+    with pytest.raises(PreconditionFailed) as caught:
+        await append_after(memory, first, "x")
+    assert caught.value.last_id == second
+
+    await memory.store.transcripts.clear(ref())
+    with pytest.raises(PreconditionFailed) as caught:
+        await append_after(memory, second, "x")
+    assert caught.value.last_id is None
+    await append_after(memory, None, "c")
+    assert await contents(memory) == ["c"]
+
+
+async def test_of_racing_appends_after_one_message_one_is_accepted(memory):
+    first = await append_after(memory, None, "a")
+    outcomes = await asyncio.gather(
+        *(append_after(memory, first, str(n)) for n in range(8)), return_exceptions=True
+    )
+    assert sum(isinstance(outcome, PreconditionFailed) for outcome in outcomes) == 7
+    assert len(await contents(memory)) == 2
+
+
+async def append_after(memory: Kept, last_id, text: str):
+    command = Append(ref=ref(), bodies=(said(text),), if_last_id=last_id)
+    return (await memory.store.transcripts.append(command)).ids[-1]

@@ -16,7 +16,7 @@ from service.adapters.postgres.keys import session_key
 from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_flusher, open_store
-from service.domain.errors import BacklogFull, HotUnavailable, SessionNotFound
+from service.domain.errors import BacklogFull, HotUnavailable, PreconditionFailed, SessionNotFound
 from service.domain.ids import TurnId
 from service.domain.journal import Batch
 from service.domain.messages import Content
@@ -491,3 +491,18 @@ async def test_a_failed_turn_is_said_again_where_its_session_was_deleted_and_is_
 
     await hybrid.store.turns.begin(command)
     assert await contents(hybrid) == ["hi"]
+
+
+async def test_the_last_message_is_asked_of_the_archive_where_the_session_is_cold(hybrid, redis):
+    last_id = (await append(hybrid, "a", "b")).ids[-1]
+    await hybrid.flush()
+    await redis.flushdb()
+
+    for wrong in (None, last_id.replace("7", "8")):
+        command = Append(ref=ref(), bodies=(said("x"),), if_last_id=wrong)
+        with pytest.raises(PreconditionFailed) as caught:
+            await hybrid.store.transcripts.append(command)
+        assert caught.value.last_id == last_id
+    command = Append(ref=ref(), bodies=(said("c"),), if_last_id=last_id)
+    await hybrid.store.transcripts.append(command)
+    assert await contents(hybrid) == ["a", "b", "c"]

@@ -196,6 +196,19 @@ async def test_a_repeated_append_is_one(api):
     problem(response, 422, "idempotency_key_reused")
 
 
+async def test_an_optimistic_append_is_told_where_the_session_stands(api):
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "if_last_id": None}
+    made = await api.http.post("/v1/sessions/s/messages", json=body)
+    last_id = made.json()["messages"][0]["id"]
+    refused = await api.http.post("/v1/sessions/s/messages", json=body)
+    assert problem(refused, 412, "precondition_failed")["last_id"] == last_id
+    body["if_last_id"] = last_id
+    assert (await api.http.post("/v1/sessions/s/messages", json=body)).status_code == 201
+    body["if_last_id"] = "x"
+    refused = await api.http.post("/v1/sessions/s/messages", json=body)
+    problem(refused, 422, "invalid_value", "if_last_id")
+
+
 @pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
 async def test_a_key_out_of_range_is_refused(api, key):
     response = await api.http.post(

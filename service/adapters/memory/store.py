@@ -7,7 +7,12 @@ from typing import Final
 
 import msgspec
 
-from service.domain.errors import IdempotencyKeyReused, SessionNotFound, TooLarge
+from service.domain.errors import (
+    IdempotencyKeyReused,
+    PreconditionFailed,
+    SessionNotFound,
+    TooLarge,
+)
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import PINNED_ROLES, Message, decode_messages, newest, with_id
 from service.domain.sessions import SessionDocument, SessionRef
@@ -104,6 +109,15 @@ class MemoryStore:
             raise TooLarge.of(
                 "messages", f"a session holds at most {SESSION_MESSAGES_MAX} messages here"
             )
+
+    def check_last(self, ref: SessionRef, user_id: str | None, expected: MessageId | None) -> None:
+        """Raises PreconditionFailed; another user's session is not found, whatever its last is."""
+        session = self.sessions.get(ref)
+        if session is not None and user_id is not None and session.user_id not in {None, user_id}:
+            raise SessionNotFound
+        last_id = session.messages[-1].id if session and session.messages else None
+        if last_id != expected:
+            raise PreconditionFailed(last_id)
 
     def call(self, ref: SessionRef, once: Once | None) -> Call | None:
         """The record of an earlier call with this key. Raises IdempotencyKeyReused."""

@@ -1,5 +1,7 @@
 """Transcripts and sessions in process memory."""
 
+from msgspec import UNSET
+
 from service.adapters.memory.store import HeldSession, MemoryStore
 from service.domain.errors import SessionExists
 from service.domain.ids import id_time
@@ -30,6 +32,8 @@ class MemoryTranscripts:
         if earlier is not None:
             return Appended(ids=earlier.ids, replayed=True)
         store.must_have_room(ref, len(command.bodies))
+        if command.if_last_id is not UNSET:
+            store.check_last(ref, command.user_id, command.if_last_id)
         store.claimed(ref, command.user_id)
         call = store.new_call(command.once)
         call.ids = store.say(ref, command.bodies)

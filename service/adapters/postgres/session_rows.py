@@ -14,7 +14,7 @@ from service.domain.messages import role_of
 from service.domain.sessions import SessionRef
 
 LOCK: Final[LiteralString] = """
-SELECT tenant, session_id, user_id, document, active_id, cleared_through, deleted
+SELECT tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted
 FROM sessions
 WHERE session_key = $1 AND tenant = $2
 FOR UPDATE
@@ -26,7 +26,7 @@ MAKE: Final[LiteralString] = """
 INSERT INTO sessions AS s (session_key, tenant, session_id, born_id, active_id, deleted)
 VALUES ($1, $2, $3, $4, $4, true)
 ON CONFLICT (session_key) DO UPDATE SET session_key = s.session_key
-RETURNING tenant, session_id, user_id, document, active_id, cleared_through, deleted
+RETURNING tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted
 """
 
 SAY: Final[LiteralString] = """
@@ -55,6 +55,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None
     document: bytes
     last_event_id: MessageId
+    last_id: MessageId | None
     cleared_through: MessageId
 
     def next_ids(self, count: int, milliseconds: int) -> tuple[MessageId, ...]:
@@ -130,5 +131,6 @@ def _session_row(ref: SessionRef, row: asyncpg.Record) -> SessionRow:
         user_id=row["user_id"],
         document=row["document"] or b"",
         last_event_id=max(MessageId(str(row["active_id"])), cleared_through),
+        last_id=None if row["last_id"] is None else MessageId(str(row["last_id"])),
         cleared_through=cleared_through,
     )

@@ -2,6 +2,8 @@
 
 from typing import Final, LiteralString
 
+from msgspec import UNSET
+
 from service.adapters.postgres.archive import find_page, find_pinned, find_session
 from service.adapters.postgres.calls import (
     Call,
@@ -19,7 +21,7 @@ from service.adapters.postgres.session_rows import (
     say,
 )
 from service.domain.context import BUFFER_MESSAGES_MAX
-from service.domain.errors import ContextTooLarge, SessionNotFound
+from service.domain.errors import ContextTooLarge, PreconditionFailed, SessionNotFound
 from service.domain.ids import HIGHEST_ID, MessageId
 from service.domain.messages import Message, decode_messages, newest
 from service.domain.observations import MessagesAppended
@@ -114,6 +116,8 @@ class PostgresTranscripts:
         if record is not None:
             return Appended(ids=record.ids, replayed=command.once is not None)
         row.check_owner(command.user_id)
+        if command.if_last_id is not UNSET and command.if_last_id != row.last_id:
+            raise PreconditionFailed(row.last_id)
 
         ids = await say(
             connection,

@@ -3,8 +3,11 @@
 import secrets
 from typing import Any, Final
 
+from msgspec import UNSET
+
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.replies import SessionArguments, wanted
+from service.domain.errors import PreconditionFailed
 from service.domain.ids import ZERO_ID, MessageId, random_bits
 from service.domain.sessions import SessionRef, decode_document
 from service.ports import Append, Appended, Cold, Filling, HotState
@@ -34,6 +37,7 @@ class RedisTranscripts:
             command.user_id or "",
             once.fingerprint if once else "-",
             self._once_milliseconds if once else REPEAT_MILLISECONDS,
+            "*" if command.if_last_id is UNSET else command.if_last_id or "",
             len(command.bodies),
         ]
         for body in command.bodies:
@@ -46,6 +50,8 @@ class RedisTranscripts:
                 return Appended(ids=ids, replayed=once is not None and status == b"replayed")
             case b"cold":
                 return Cold(state=self._arguments.state(rest[0]))
+            case b"moved":
+                raise PreconditionFailed(rest[0].decode() or None)
             case _:
                 raise self._arguments.refusal(status)
 
