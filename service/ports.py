@@ -141,13 +141,28 @@ class SessionsPage(msgspec.Struct, frozen=True, kw_only=True):
     next_before: MessageId | None
 
 
+class Create(msgspec.Struct, frozen=True, kw_only=True):
+    """A session to make."""
+
+    ref: SessionRef
+    user_id: str | None = None
+    document: SessionDocument = SessionDocument()
+    once: Once | None = None
+
+
+class Created(msgspec.Struct, frozen=True, kw_only=True):
+    """The session was made with this id for its beginning; ``ttl`` as in Session."""
+
+    born_id: MessageId
+    ttl: int | None
+    replayed: bool = False
+
+
 class Sessions(Protocol):
     """The sessions of a tenant."""
 
-    async def create(
-        self, ref: SessionRef, user_id: str | None, document: SessionDocument
-    ) -> Session:
-        """Raises SessionExists."""
+    async def create(self, command: Create) -> Created:
+        """Raises SessionExists, IdempotencyKeyReused."""
         ...
 
     async def get(self, ref: SessionRef) -> Session:
@@ -336,10 +351,8 @@ class HotTranscripts(Protocol):
 class HotSessions(Protocol):
     """Session documents in Redis, journaled like messages."""
 
-    async def create(
-        self, ref: SessionRef, user_id: str | None, document: SessionDocument
-    ) -> bool | Cold:
-        """False when the session exists."""
+    async def create(self, command: Create) -> Created | Cold | None:
+        """None when the session exists."""
         ...
 
     async def replace(

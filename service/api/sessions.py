@@ -1,6 +1,8 @@
 """Sessions as resources, their messages and their context."""
 
+import hashlib
 import uuid
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,13 +27,15 @@ from service.api.conversations import Key
 from service.api.documentation import CREATE_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
 from service.api.problems import misfit
 from service.api.requests import once, session_ref
-from service.api.use_cases import Injected
+from service.api.use_cases import Injected, UseCases
 from service.domain.context import ContextOptions, Strategy
+from service.domain.errors import Overloaded, SessionExists
 from service.domain.ids import MessageId, id_time, parse_message_id
 from service.domain.sessions import DEFAULT_TENANT, Session, SessionRef
-from service.ports import PageQuery, SessionQuery
+from service.ports import Create, Once, PageQuery, SessionQuery
 
 PAGE_LIMIT_DEFAULT = 50
+MADE_IDS_MAX = 100
 
 Limit = Annotated[int, QueryParameter(description="1 to 1000.")]
 Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
@@ -46,15 +50,16 @@ class Sessions(Controller):
     @post(
         operation_id="create_session",
         summary="Make a session",
-        responses=problems("session_exists", *CREATE_PROBLEMS),
+        responses=problems("session_exists", "idempotency_key_reused", *CREATE_PROBLEMS),
     )
-    async def create(self, use_cases: Injected, data: JSONBody[SessionBody]) -> SessionView:
+    async def create(
+        self, use_cases: Injected, data: JSONBody[SessionBody], idempotency_key: Key = None
+    ) -> Response[SessionView]:
         """Needed only to give it settings: the first append or chat makes a session as well."""
-        session_id = data.id if data.id is not None else str(uuid.uuid4())
-        session = await use_cases.recording.create(
-            SessionRef(DEFAULT_TENANT, session_id), user_id=data.user_id, document=data.document()
-        )
-        return _view(session)
+        promise = once(idempotency_key, "create", data)
+        session, replayed = await _create(use_cases, data, promise)
+        headers = {"Idempotency-Replayed": "true"} if replayed else {}
+        return Response(_view(session), headers=headers)
 
     @get(
         operation_id="list_sessions",
@@ -224,6 +229,38 @@ class Messages(Controller):
 
 def _view(session: Session) -> SessionView:
     return view_session(session, id_time(session.active_id))
+
+
+async def _create(
+    use_cases: UseCases, data: SessionBody, promise: Once | None
+) -> tuple[Session, bool]:
+    for made_id in _made_ids(promise):
+        command = Create(
+            ref=SessionRef(DEFAULT_TENANT, made_id if data.id is None else data.id),
+            user_id=data.user_id,
+            document=data.document(),
+            once=promise,
+        )
+        try:
+            return await use_cases.recording.create(command)
+        except SessionExists:
+            if data.id is not None:
+                raise
+    raise Overloaded("No free session id was found for this Idempotency-Key.")
+
+
+def _made_ids(promise: Once | None) -> Iterator[str]:
+    """Ids for a session that was given none.
+
+    Under a key always the same ones, so that a repeated call finds its session. The first is taken
+    where the key was used before and is forgotten since: then the next one is a new session's.
+    """
+    for number in range(MADE_IDS_MAX):
+        if promise is None:
+            yield str(uuid.uuid4())
+        else:
+            name = f"{DEFAULT_TENANT}:{number}:{promise.key}".encode()
+            yield str(uuid.UUID(bytes=hashlib.sha256(name).digest()[:16], version=5))
 
 
 def _id(text: str | None, field: str) -> MessageId | None:

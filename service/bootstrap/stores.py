@@ -142,7 +142,7 @@ def _postgres_store(
         transcripts=PostgresTranscripts(
             door, clock, observer, once_seconds=settings.idempotency_ttl_seconds
         ),
-        sessions=PostgresSessions(door, clock),
+        sessions=PostgresSessions(door, clock, once_seconds=settings.idempotency_ttl_seconds),
         turns=PostgresTurns(
             door,
             clock,
@@ -175,7 +175,9 @@ def _redis_store(
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
     return Store(
         transcripts=TieredTranscripts(transcripts, warming, observer),
-        sessions=TieredSessions(RedisSessions(door, arguments), transcripts, archive, warming),
+        sessions=TieredSessions(
+            RedisSessions(door, arguments, once_seconds=once_seconds), transcripts, archive, warming
+        ),
         turns=TieredTurns(turns, warming),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=RedisJournal(door, arguments.keys, arguments.limits) if archive else None,

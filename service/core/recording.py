@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from service.domain.context import check_options
 from service.domain.errors import InvalidValue, Overloaded
-from service.domain.ids import MessageId, check_id
+from service.domain.ids import MessageId, check_id, id_time
 from service.domain.messages import (
     BATCH_MESSAGES_MAX,
     METADATA_BYTES_MAX,
@@ -23,7 +23,7 @@ from service.domain.sessions import (
     SessionDocument,
     SessionRef,
 )
-from service.ports import Append, Appended, Durability, Once, Sessions, Transcripts
+from service.ports import Append, Appended, Create, Durability, Once, Sessions, Transcripts
 
 REPLACE_ATTEMPTS_MAX: Final = 5
 
@@ -72,14 +72,28 @@ class Recording:
         check_session(ref)
         await self._transcripts.clear(ref)
 
-    async def create(
-        self, ref: SessionRef, *, user_id: str | None, document: SessionDocument
-    ) -> Session:
-        check_id(ref.session_id, "id")
-        if user_id is not None:
-            check_id(user_id, "user_id")
-        check_document(document)
-        return await self._sessions.create(ref, user_id, document)
+    async def create(self, command: Create) -> tuple[Session, bool]:
+        """The session as it was made, and whether an earlier call with the same key made it.
+
+        Raises InvalidValue, SessionExists, IdempotencyKeyReused.
+        """
+        check_id(command.ref.session_id, "id")
+        if command.user_id is not None:
+            check_id(command.user_id, "user_id")
+        check_document(command.document)
+        created = await self._sessions.create(command)
+        session = Session(
+            id=command.ref.session_id,
+            user_id=command.user_id,
+            document=command.document,
+            created_at=id_time(created.born_id),
+            active_id=created.born_id,
+            message_count=0,
+            last_id=None,
+            archived_through=None,
+            ttl=created.ttl,
+        )
+        return session, created.replayed
 
     async def patch(self, ref: SessionRef, changes: dict[str, Any]) -> Session:
         """Apply a merge patch (RFC 7396) to the session's document."""

@@ -3,12 +3,14 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 
 from service.domain.context import ContextOptions
-from service.domain.errors import SessionExists, SessionNotFound
+from service.domain.errors import IdempotencyKeyReused, SessionExists, SessionNotFound
+from service.domain.ids import id_time
 from service.domain.sessions import SessionDocument
-from service.ports import Append, PageQuery, SessionQuery
+from service.ports import Append, Create, Once, PageQuery, SessionQuery
 from tests.support.stores import Kept, ref, said
 
 DOCUMENT = SessionDocument(
@@ -37,27 +39,49 @@ async def listed(memory: Kept, **query) -> list[str]:
 
 
 async def test_a_made_session_is_as_it_was_made(memory):
-    made = await memory.store.sessions.create(ref(), "ada", DOCUMENT)
+    made = await memory.store.sessions.create(Create(ref=ref(), user_id="ada", document=DOCUMENT))
+    assert not made.replayed
     await memory.flush()
     found = await memory.store.sessions.get(ref())
 
-    assert found.user_id == made.user_id == "ada"
-    assert found.document == made.document == DOCUMENT
-    assert found.created_at == made.created_at
+    assert (found.user_id, found.document) == ("ada", DOCUMENT)
+    assert found.created_at == id_time(made.born_id)
     assert (found.message_count, found.last_id) == (0, None)
 
 
 async def test_a_session_is_made_once(memory):
-    await memory.store.sessions.create(ref(), None, SessionDocument())
+    await memory.store.sessions.create(Create(ref=ref(), user_id=None, document=SessionDocument()))
     with pytest.raises(SessionExists):
-        await memory.store.sessions.create(ref(), "eve", SessionDocument())
+        await memory.store.sessions.create(
+            Create(ref=ref(), user_id="eve", document=SessionDocument())
+        )
     await memory.flush()
     with pytest.raises(SessionExists):
-        await memory.store.sessions.create(ref(), "eve", SessionDocument())
+        await memory.store.sessions.create(
+            Create(ref=ref(), user_id="eve", document=SessionDocument())
+        )
 
     await append(memory, "a", session="t")
     with pytest.raises(SessionExists):
-        await memory.store.sessions.create(ref("t"), "eve", SessionDocument())
+        await memory.store.sessions.create(
+            Create(ref=ref("t"), user_id="eve", document=SessionDocument())
+        )
+
+
+async def test_a_repeated_key_finds_the_session_it_made(memory):
+    once = Once(operation="create", key="k", fingerprint="f")
+    command = Create(ref=ref(), user_id="ada", document=DOCUMENT, once=once)
+    first = await memory.store.sessions.create(command)
+    await memory.flush()
+    again = await memory.store.sessions.create(command)
+    assert (again.born_id, again.replayed) == (first.born_id, True)
+
+    other = msgspec.structs.replace(once, fingerprint="g")
+    with pytest.raises(IdempotencyKeyReused):
+        await memory.store.sessions.create(msgspec.structs.replace(command, once=other))
+    other = msgspec.structs.replace(once, key="l")
+    with pytest.raises(SessionExists):
+        await memory.store.sessions.create(msgspec.structs.replace(command, once=other))
 
 
 async def test_an_append_makes_the_session(memory):
@@ -80,7 +104,7 @@ async def test_counts_are_right_before_between_and_after_flushes(memory):
 
 
 async def test_documents_are_replaced_only_where_they_are_as_seen(memory):
-    await memory.store.sessions.create(ref(), None, DOCUMENT)
+    await memory.store.sessions.create(Create(ref=ref(), user_id=None, document=DOCUMENT))
     newer = SessionDocument(metadata={"plan": "free"})
 
     assert await memory.store.sessions.replace(ref(), DOCUMENT, newer)
@@ -104,7 +128,7 @@ async def test_a_document_can_be_given_to_a_session_that_an_append_made(memory):
 
 @pytest.mark.parametrize("flushed", [False, True])
 async def test_deleted_is_gone_and_may_be_made_anew(memory, flushed):
-    await memory.store.sessions.create(ref(), "ada", DOCUMENT)
+    await memory.store.sessions.create(Create(ref=ref(), user_id="ada", document=DOCUMENT))
     await append(memory, "a")
     if flushed:
         await memory.flush()

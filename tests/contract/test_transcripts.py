@@ -8,7 +8,7 @@ import pytest
 from service.domain.errors import IdempotencyKeyReused, PreconditionFailed, SessionNotFound
 from service.domain.messages import Content, MessageBody, Role, encode_body
 from service.domain.sessions import SessionDocument
-from service.ports import Append, Once, PageQuery
+from service.ports import Append, Create, Once, PageQuery
 from tests.support.stores import Kept, ref, said
 
 
@@ -262,7 +262,7 @@ async def test_racing_appends_are_all_there_in_one_order(memory):
 
 
 async def test_an_empty_session_has_an_empty_page(memory):
-    await memory.store.sessions.create(ref(), None, SessionDocument())
+    await memory.store.sessions.create(Create(ref=ref(), user_id=None, document=SessionDocument()))
 
     assert await contents(memory) == []
     assert (await memory.store.transcripts.recent(ref(), last=5)).exists

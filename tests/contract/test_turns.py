@@ -15,7 +15,7 @@ from service.domain.errors import (
 from service.domain.ids import TurnId
 from service.domain.messages import Content
 from service.domain.sessions import SessionDocument
-from service.ports import Append, Begin, Begun, Finish, Once, PageQuery, Replayed
+from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed
 from tests.support.polling import eventually
 from tests.support.stores import Kept, ref, said
 
@@ -84,7 +84,7 @@ async def test_the_history_is_what_stood_before_the_message(memory):
 
 async def test_the_sessions_own_window_decides_where_asked(memory):
     document = SessionDocument(context=ContextOptions(strategy="buffer"))
-    await memory.store.sessions.create(ref(), None, document)
+    await memory.store.sessions.create(Create(ref=ref(), user_id=None, document=document))
     await append(memory, *(str(n) for n in range(60)))
     await memory.flush()
 

@@ -17,12 +17,12 @@ from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_flusher, open_store
 from service.domain.errors import BacklogFull, HotUnavailable, PreconditionFailed, SessionNotFound
-from service.domain.ids import TurnId
+from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Batch
 from service.domain.messages import Content
 from service.domain.observations import HotRead, PoolWaited
 from service.domain.sessions import SessionDocument, SessionRef
-from service.ports import Append, Begin, Finish, Once, PageQuery, SessionQuery
+from service.ports import Append, Begin, Create, Finish, Once, PageQuery, SessionQuery
 from service.settings import Settings
 from tests.support.polling import eventually
 from tests.support.stores import Kept, Recorder, kept, ref, said
@@ -301,7 +301,7 @@ async def test_lost_replies_neither_double_nor_hide_a_write(hybrid, monkeypatch)
     await append(hybrid, "warm up the scripts", at=ref("other"))
 
     replies.lose_next()
-    await hybrid.store.sessions.create(ref(), "ada", document)
+    await hybrid.store.sessions.create(Create(ref=ref(), user_id="ada", document=document))
     replies.lose_next()
     await append(hybrid, "a", "b")
     replies.lose_next()
@@ -436,7 +436,7 @@ async def test_a_session_with_a_pending_deletion_is_not_listed(hybrid):
 
 async def test_a_clear_in_the_batch_of_what_it_clears_keeps_owner_and_document(hybrid, redis):
     document = SessionDocument(metadata={"a": 1})
-    await hybrid.store.sessions.create(ref(), "ada", document)
+    await hybrid.store.sessions.create(Create(ref=ref(), user_id="ada", document=document))
     await append(hybrid, "a")
     await hybrid.store.transcripts.clear(ref())
     await hybrid.flush()
@@ -462,7 +462,7 @@ async def test_a_session_made_again_and_cleared_in_one_batch_exists(hybrid, redi
 @pytest.mark.parametrize("how", ["clear", "delete"])
 async def test_what_is_forgotten_right_after_a_cold_append_stays_forgotten(hybrid, redis, how):
     document = SessionDocument(metadata={"a": 1})
-    await hybrid.store.sessions.create(ref(), "ada", document)
+    await hybrid.store.sessions.create(Create(ref=ref(), user_id="ada", document=document))
     await append(hybrid, "a")
     await hybrid.flush()
     await redis.flushdb()
@@ -498,7 +498,7 @@ async def test_the_last_message_is_asked_of_the_archive_where_the_session_is_col
     await hybrid.flush()
     await redis.flushdb()
 
-    for wrong in (None, last_id.replace("7", "8")):
+    for wrong in (None, MessageId(last_id.replace("7", "8"))):
         command = Append(ref=ref(), bodies=(said("x"),), if_last_id=wrong)
         with pytest.raises(PreconditionFailed) as caught:
             await hybrid.store.transcripts.append(command)

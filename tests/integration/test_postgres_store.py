@@ -25,10 +25,10 @@ from service.domain.errors import (
     SessionBusy,
     SessionNotFound,
 )
-from service.domain.ids import TurnId, id_milliseconds
+from service.domain.ids import TurnId, id_milliseconds, id_time
 from service.domain.messages import MessageBody, encode_body
 from service.domain.sessions import SessionDocument, SessionRef
-from service.ports import Append, Begin, Begun, Finish, Once, PageQuery, Replayed
+from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed
 
 REF = SessionRef("tenant", "session")
 NOW = 1_800_000_000_000
@@ -67,7 +67,7 @@ class Store:
         self.transcripts = PostgresTranscripts(
             self.door, self.clock, self.observations, once_seconds=3600
         )
-        self.sessions = PostgresSessions(self.door, self.clock)
+        self.sessions = PostgresSessions(self.door, self.clock, once_seconds=3600)
         self.turns = PostgresTurns(
             self.door, self.clock, once_seconds=3600, lease_seconds=lease_seconds
         )
@@ -357,8 +357,8 @@ async def test_changes_of_sessions_whose_commits_went_unanswered_are_not_refused
         return await call
 
     document = SessionDocument(metadata={"a": 1})
-    created = await unanswered(store.sessions.create(REF, "alice", SessionDocument()))
-    assert created == await store.sessions.get(REF)
+    created = await unanswered(store.sessions.create(Create(ref=REF, user_id="alice")))
+    assert id_time(created.born_id) == (await store.sessions.get(REF)).created_at
     assert await unanswered(store.sessions.replace(REF, SessionDocument(), document))
     assert (await store.sessions.get(REF)).document == document
     await unanswered(store.transcripts.clear(REF))

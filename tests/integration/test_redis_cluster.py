@@ -10,7 +10,7 @@ from service.dev.valkey import EmbeddedValkey
 from service.domain.context import ContextOptions
 from service.domain.ids import TurnId
 from service.domain.sessions import SessionDocument
-from service.ports import Append, Begin, Finish, Once, PageQuery
+from service.ports import Append, Begin, Create, Finish, Once, PageQuery
 from service.settings import Settings
 from tests.support.polling import eventually
 from tests.support.processes import free_port
@@ -51,7 +51,7 @@ async def test_every_script_keeps_to_one_slot(hybrid):
     for name in ("a", "b{c}", "{cm:00}:head", "d:e%"):
         at = ref(name)
         document = SessionDocument(context=ContextOptions(last=3))
-        await store.sessions.create(at, "ada", document)
+        await store.sessions.create(Create(ref=at, user_id="ada", document=document))
         for _ in range(4):
             command = Append(ref=at, bodies=(said("x"), said("y", "system")), once=None)
             await store.transcripts.append(command)

@@ -15,6 +15,7 @@ from service.domain.errors import (
 )
 from service.domain.observations import RequestServed
 from service.domain.turns import Answer, Prompt, Usage
+from service.settings import Settings
 from tests.support.api import BODY_BYTES_MAX, Client, api_client
 
 JSON = {"content-type": "application/json"}
@@ -194,6 +195,27 @@ async def test_a_repeated_append_is_one(api):
     body["messages"][0]["content"] = "b"
     response = await api.http.post("/v1/sessions/s/messages", json=body, headers=key)
     problem(response, 422, "idempotency_key_reused")
+
+
+async def test_a_repeated_create_is_one_also_without_an_id(api):
+    for body in ({}, {"id": "s", "metadata": {"a": 1}}):
+        key = {"Idempotency-Key": f"k{len(body)}"}
+        first = await api.http.post("/v1/sessions", json=body, headers=key)
+        again = await api.http.post("/v1/sessions", json=body, headers=key)
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert first.json() == again.json()
+        assert again.headers["idempotency-replayed"] == "true"
+        other = await api.http.post("/v1/sessions", json=body | {"user_id": "eve"}, headers=key)
+        problem(other, 422, "idempotency_key_reused")
+    assert len((await api.http.get("/v1/sessions")).json()["items"]) == 2
+
+
+async def test_a_forgotten_key_makes_a_new_session(model):
+    settings = Settings(store="memory", idempotency_ttl_seconds=0)
+    async with api_client(model, settings) as api:
+        key = {"Idempotency-Key": "k"}
+        made = [(await api.http.post("/v1/sessions", json={}, headers=key)).json() for _ in "ab"]
+        assert made[0]["id"] != made[1]["id"]
 
 
 async def test_an_optimistic_append_is_told_where_the_session_stands(api):

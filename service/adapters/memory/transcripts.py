@@ -10,6 +10,8 @@ from service.domain.sessions import Session, SessionDocument, SessionRef
 from service.ports import (
     Append,
     Appended,
+    Create,
+    Created,
     Durability,
     PageQuery,
     Recent,
@@ -64,14 +66,19 @@ class MemorySessions:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    async def create(
-        self, ref: SessionRef, user_id: str | None, document: SessionDocument
-    ) -> Session:
-        if ref in self._store.sessions:
+    async def create(self, command: Create) -> Created:
+        store, ref = self._store, command.ref
+        earlier = store.call(ref, command.once)
+        if earlier is not None:
+            return Created(born_id=earlier.ids[0], ttl=None, replayed=True)
+        if ref in store.sessions:
             raise SessionExists("A session with this id exists.")
-        held = self._store.claimed(ref, user_id)
-        held.document = document
-        return _session(ref, held)
+        held = store.claimed(ref, command.user_id)
+        held.document = command.document
+        call = store.new_call(command.once)
+        call.ids = (held.born_id,)
+        store.remember(ref, command.once, call)
+        return Created(born_id=held.born_id, ttl=None)
 
     async def get(self, ref: SessionRef) -> Session:
         return _session(ref, self._store.existing(ref))

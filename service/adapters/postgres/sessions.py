@@ -5,7 +5,13 @@ from typing import Final, LiteralString
 import msgspec
 
 from service.adapters.postgres.archive import find_session, find_sessions
-from service.adapters.postgres.calls import Call, find_record, keep_record, own_call
+from service.adapters.postgres.calls import (
+    Call,
+    find_record,
+    keep_record,
+    keyed_call,
+    own_call,
+)
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.session_rows import (
@@ -14,7 +20,7 @@ from service.adapters.postgres.session_rows import (
     lock_session,
 )
 from service.domain.errors import SessionExists, SessionNotFound
-from service.domain.ids import MessageId, id_time
+from service.domain.ids import id_time
 from service.domain.sessions import (
     Session,
     SessionDocument,
@@ -22,7 +28,7 @@ from service.domain.sessions import (
     decode_document,
     encode_document,
 )
-from service.ports import ArchivedSession, Clock, SessionQuery, SessionsPage
+from service.ports import ArchivedSession, Clock, Create, Created, SessionQuery, SessionsPage
 
 # Of a new row or of a tombstone, which has no messages.
 CREATE: Final[LiteralString] = """
@@ -54,26 +60,19 @@ WHERE session_key = $1 AND tenant = $2
 class PostgresSessions:
     """Sessions in PostgreSQL alone."""
 
-    def __init__(self, door: PostgresDoor, clock: Clock) -> None:
+    def __init__(self, door: PostgresDoor, clock: Clock, *, once_seconds: int) -> None:
         self._door = door
         self._clock = clock
+        self._once_seconds = once_seconds
 
-    async def create(
-        self, ref: SessionRef, user_id: str | None, document: SessionDocument
-    ) -> Session:
-        call = own_call(ref)
-        born_id = await self._door.settled(lambda it: self._create(it, call, user_id, document))
-        return Session(
-            id=ref.session_id,
-            user_id=user_id,
-            document=document,
-            created_at=id_time(born_id),
-            active_id=born_id,
-            message_count=0,
-            last_id=None,
-            archived_through=None,
-            ttl=None,
+    async def create(self, command: Create) -> Created:
+        once = command.once
+        call = (
+            own_call(command.ref)
+            if once is None
+            else keyed_call(command.ref, once, self._once_seconds)
         )
+        return await self._door.settled(lambda it: self._create(it, call, command))
 
     async def get(self, ref: SessionRef) -> Session:
         async with self._door.connection() as connection:
@@ -99,22 +98,22 @@ class PostgresSessions:
         call = own_call(ref)
         await self._door.settled(lambda it: self._delete(it, call))
 
-    async def _create(
-        self, connection: Connection, call: Call, user_id: str | None, document: SessionDocument
-    ) -> MessageId:
+    async def _create(self, connection: Connection, call: Call, command: Create) -> Created:
         row = await lock_or_make_session(connection, call.ref)
         record = await find_record(connection, call)
         if record is not None:
-            return record.ids[0]
+            replayed = command.once is not None
+            return Created(born_id=record.ids[0], ttl=None, replayed=replayed)
         if row.exists:
             raise SessionExists("A session with this id exists.")
 
         ids = row.next_ids(1, self._clock.milliseconds())
+        document = _kept(command.document)
         await connection.execute(
-            CREATE, session_key(call.ref), call.ref.tenant, user_id, _kept(document), *ids
+            CREATE, session_key(call.ref), call.ref.tenant, command.user_id, document, *ids
         )
         await keep_record(connection, call, ids)
-        return ids[0]
+        return Created(born_id=ids[0], ttl=None)
 
     async def _replace(
         self, connection: Connection, call: Call, old: SessionDocument, new: SessionDocument

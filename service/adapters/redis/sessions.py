@@ -6,11 +6,11 @@ from typing import Any, Final, Literal
 
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.replies import SessionArguments, wanted
-from service.adapters.redis.transcripts import existing
+from service.adapters.redis.transcripts import REPEAT_MILLISECONDS, existing
 from service.domain.errors import Overloaded
-from service.domain.ids import random_bits
+from service.domain.ids import MessageId, random_bits
 from service.domain.sessions import SessionDocument, SessionRef, encode_document
-from service.ports import Cold
+from service.ports import Cold, Create, Created, Once
 
 DOCUMENT: Final = Script("document", of_session=True)
 DELETE: Final = Script("delete", of_session=True)
@@ -25,19 +25,25 @@ NO_KEY: Final = -2
 class RedisSessions:
     """HotSessions in Redis."""
 
-    def __init__(self, door: RedisDoor, arguments: SessionArguments) -> None:
+    def __init__(self, door: RedisDoor, arguments: SessionArguments, *, once_seconds: int) -> None:
         self._door = door
         self._arguments = arguments
+        self._once_seconds = once_seconds
 
-    async def create(
-        self, ref: SessionRef, user_id: str | None, document: SessionDocument
-    ) -> bool | Cold:
-        status, rest = await self._put(ref, "create", user_id or "", b"", document)
+    async def create(self, command: Create) -> Created | Cold | None:
+        document = command.document
+        status, rest = await self._put(
+            command.ref, "create", command.user_id or "", b"", document, command.once
+        )
         match status:
-            case b"done":
-                return True
+            case b"done" | b"replayed":
+                return Created(
+                    born_id=MessageId(rest[0].decode()),
+                    ttl=document.ttl_seconds or self._arguments.limits.ttl_seconds,
+                    replayed=status == b"replayed" and command.once is not None,
+                )
             case b"exists":
-                return False
+                return None
             case b"cold":
                 return Cold(state=self._arguments.state(rest[0]))
             case _:
@@ -48,9 +54,9 @@ class RedisSessions:
     ) -> Literal["replaced", "changed", "missing"] | Cold:
         # An empty document is kept as no document, whichever way the session was made.
         seen = b"" if old == SessionDocument() else encode_document(old)
-        status, rest = await self._put(ref, "replace", "", seen, new)
+        status, rest = await self._put(ref, "replace", "", seen, new, None)
         match status:
-            case b"done":
+            case b"done" | b"replayed":
                 return "replaced"
             case b"changed":
                 return "changed"
@@ -95,7 +101,13 @@ class RedisSessions:
         return round(milliseconds / 1000)
 
     async def _put(
-        self, ref: SessionRef, how: str, user_id: str, seen: bytes, document: SessionDocument
+        self,
+        ref: SessionRef,
+        how: Literal["create", "replace"],
+        user_id: str,
+        seen: bytes,
+        document: SessionDocument,
+        once: Once | None,
     ) -> tuple[bytes, list[Any]]:
         words = [
             *self._arguments.shared(ref),
@@ -106,11 +118,13 @@ class RedisSessions:
             wanted(document),
             document.ttl_seconds or "",
             random_bits(),
+            once.fingerprint if once else "-",
+            self._once_seconds * 1000 if once else REPEAT_MILLISECONDS,
         ]
-        status, *rest = await self._door.run(DOCUMENT, self._keys(ref), words)
+        status, *rest = await self._door.run(DOCUMENT, self._keys(ref, once), words)
         return status, rest
 
-    def _keys(self, ref: SessionRef) -> list[str]:
+    def _keys(self, ref: SessionRef, once: Once | None = None) -> list[str]:
         names = self._arguments.keys
-        once = names.once(ref, "op", secrets.token_hex(8))
-        return [*names.session(ref).listed(), once]
+        operation, key = (once.operation, once.key) if once else ("op", secrets.token_hex(8))
+        return [*names.session(ref).listed(), names.once(ref, operation, key)]

@@ -12,6 +12,9 @@ from service.domain.sessions import Session, SessionDocument, SessionRef, decode
 from service.ports import (
     Archive,
     ArchivedSession,
+    Cold,
+    Create,
+    Created,
     HotSessions,
     HotState,
     HotTranscripts,
@@ -38,16 +41,16 @@ class TieredSessions:
         self._archive = archive
         self._warming = warming
 
-    async def create(
-        self, ref: SessionRef, user_id: str | None, document: SessionDocument
-    ) -> Session:
+    async def create(self, command: Create) -> Created:
         for _ in moves():
-            result = await self._hot.create(ref, user_id, document)
-            if result is True:
-                return await self.get(ref)
-            if result is False:
-                raise SessionExists("A session with this id exists.")
-            await self._warming.know(ref, result.state)
+            result = await self._hot.create(command)
+            match result:
+                case Created():
+                    return result
+                case None:
+                    raise SessionExists("A session with this id exists.")
+                case Cold(state=state):
+                    await self._warming.know(command.ref, state)
         raise moved_too_often()
 
     async def get(self, ref: SessionRef) -> Session:

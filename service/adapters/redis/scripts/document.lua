@@ -2,9 +2,16 @@
 --
 -- ARGV  9 'create' or 'replace'   10 user or ''   11 document as seen (replace)   12 new document
 --       13 window that it asks for or ''   14 its lifetime in seconds or ''   15 random bits
--- Reply {'done'} | {'exists'} | {'missing'} | {'changed'} | {'cold', state} | {'full'}
+--       16 fingerprint   17 lifetime of the record, milliseconds
+-- Reply {'done', id} | {'replayed', id} | {'reused'} | {'exists'} | {'missing'} | {'changed'}
+--       | {'cold', state} | {'full'}
 -- A repeated call changes nothing more.
-if is_repeated() then return { 'done' } end
+local record = redis.call('GET', KEYS[7])
+if record then
+  local fingerprint, id = string.match(record, '^([^\n]*)\n(.*)$')
+  if fingerprint ~= ARGV[16] then return { 'reused' } end
+  return { 'replayed', id }
+end
 if not head.known then return { 'cold', state(0) } end
 local creates = ARGV[9] == 'create'
 if creates and head.exists then return { 'exists' } end
@@ -25,6 +32,6 @@ if creates then
   set('floor', ZERO)
   set('pinned', 0)
 end
-remember()
+redis.call('SET', KEYS[7], ARGV[16] .. '\n' .. id, 'PX', ARGV[17])
 settle()
-return { 'done' }
+return { 'done', id }
