@@ -19,9 +19,13 @@ from service.domain.observations import Observation
 from service.domain.sessions import Session, SessionDocument, SessionRef
 from service.domain.turns import Answer, Prompt
 
-Durability = Literal["volatile", "journaled", "archived"]
-"""Where an acknowledged message is: in process memory alone, in the hot memory and its journal
-(as durable as its append-only file), or committed in PostgreSQL."""
+Wanted = Literal["journaled", "fsynced", "archived"]
+"""What a caller waits for: the hot memory and its journal (as durable as its append-only file),
+that file on the disk (and on REDIS_WAIT_REPLICAS replicas), or a commit in PostgreSQL."""
+
+Durability = Literal["volatile", "journaled", "fsynced", "archived"]
+"""What an acknowledged message has reached: at least what was wanted, but for process memory,
+which is volatile."""
 
 
 class Clock(Protocol):
@@ -61,10 +65,12 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     once: Once | None = None
     if_last_id: MessageId | msgspec.UnsetType | None = msgspec.UNSET
     """The newest message that the session must have, None for none; unset: whatever it has."""
+    durability: Wanted = "journaled"
 
 
 class Appended(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[MessageId, ...]
+    durability: Durability
     replayed: bool = False
 
 
@@ -95,17 +101,14 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
 class Transcripts(Protocol):
     """A session's messages. All readers see them in the order of their ids."""
 
-    @property
-    def durability(self) -> Durability:
-        """What an acknowledged append has reached."""
-        ...
-
     async def append(self, command: Append) -> Appended:
         """Accept messages at the end of the session, making it if needed.
 
         A named user who is not the session's raises SessionNotFound; a session without an owner
         gets this one. Raises BacklogFull past the queue's limits, IdempotencyKeyReused,
-        PreconditionFailed.
+        PreconditionFailed, DurabilityUnavailable. Where the wanted durability is not reached in
+        time, HotUnavailable or ArchiveUnavailable: the messages stand, and a repeat with the same
+        key waits for it again.
         """
         ...
 
@@ -198,6 +201,8 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None
     once: Once | None
     lease_token: str
+    durability: Wanted = "journaled"
+    """What the turn's end will wait for; what cannot be had is refused at its begin."""
 
 
 def needed_last(command: Begin, document: SessionDocument) -> int | None:
@@ -232,6 +237,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to store; None when nothing was said."""
     result: bytes
     once: Once | None
+    durability: Wanted = "journaled"
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -397,6 +403,10 @@ class Journal(Protocol):
     """The write-behind queue: exactly what the archive has not got yet, in order per shard."""
 
     async def backlog(self, shards: Sequence[int]) -> list[ShardBacklog]: ...
+
+    async def oldest(self, refs: Sequence[SessionRef]) -> list[tuple[int, int] | None]:
+        """Milliseconds and counter of the oldest entry in each session's shard; None: empty."""
+        ...
 
     async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry]]:
         """The oldest entries of each (shard, count), in order."""

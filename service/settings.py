@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_pool_size: Count = 64
     redis_timeout_seconds: Seconds = 0.9
     redis_connect_timeout_seconds: Seconds = 0.5
+    redis_fsync_timeout_seconds: Seconds = 3.0
+    redis_wait_replicas: Annotated[int, Meta(ge=0, le=10)] = 0
 
     openai_api_key: str | None = None
     openai_base_url: str | None = None
@@ -66,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     journal_backlog_bytes_max: Count = 256 * MIB
     flush_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     flush_linger_milliseconds: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    archive_wait_seconds: Seconds = 5.0
     shard_lease_seconds: Annotated[float, Meta(ge=1)] = 5.0
 
     request_timeout_seconds: Seconds = 20.0

@@ -1,22 +1,19 @@
-"""Request and response bodies. Limits are told in the schema and enforced by the domain (422)."""
+"""Request bodies. Limits are told in the schema and enforced by the domain (422)."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service.domain.context import WINDOW_LAST_MAX, ContextOptions, Strategy
-from service.domain.ids import ID_BYTES_MAX, MessageId, TurnId
-from service.domain.messages import BATCH_MESSAGES_MAX, Message, MessageBody, Role, Status
+from service.domain.ids import ID_BYTES_MAX
+from service.domain.messages import BATCH_MESSAGES_MAX, MessageBody, Role
 from service.domain.sessions import (
     TTL_SECONDS_MAX,
     TTL_SECONDS_MIN,
-    Session,
     SessionDocument,
 )
-from service.domain.turns import Turn, TurnState, Usage
-from service.ports import Durability
+from service.ports import Wanted
 
 Id = Annotated[
     str,
@@ -26,6 +23,15 @@ Id = Annotated[
     ),
 ]
 Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+DurabilityField = Annotated[
+    Wanted,
+    Meta(
+        description=(
+            "What the answer waits for: journaled (in Redis, as durable as its append-only file), "
+            "fsynced (that file on the disk), archived (committed in PostgreSQL)."
+        )
+    ),
+]
 Metadata = Annotated[dict[str, Any], Meta(description="Free JSON of the caller's, at most 16 KiB.")]
 
 
@@ -64,6 +70,7 @@ class ChatFields(RequestBody, frozen=True, kw_only=True):
     )
     max_output_tokens: Annotated[int | None, Meta(extra_json_schema={"minimum": 1})] = None
     context: ContextBody | None = None
+    durability: DurabilityField = "journaled"
 
 
 class ChatBody(ChatFields, frozen=True, kw_only=True):
@@ -111,6 +118,7 @@ class AppendBody(RequestBody, frozen=True, kw_only=True):
         str | UnsetType | None,
         Meta(description="Append only after this message; null: only to an empty session."),
     ] = UNSET
+    durability: DurabilityField = "journaled"
 
 
 class SessionSettingsBody(RequestBody, frozen=True, kw_only=True):
@@ -148,152 +156,3 @@ class SessionPatchBody(RequestBody, frozen=True, kw_only=True):
 
     def changes(self) -> dict[str, Any]:
         return msgspec.to_builtins(self)
-
-
-class MessageView(msgspec.Struct, frozen=True, kw_only=True):
-    id: MessageId
-    session_id: str
-    turn_id: TurnId | None
-    role: Role
-    content: str | list[dict[str, Any]] | None
-    name: str | None
-    tool_calls: list[dict[str, Any]] | None
-    tool_call_id: str | None
-    metadata: dict[str, Any] | None
-    status: Status | None
-    token_count: int | None
-    created_at: datetime
-
-
-class HistoryMessageView(msgspec.Struct, frozen=True, kw_only=True):
-    id: MessageId
-    role: Role
-    content: str | list[dict[str, Any]] | None
-    created_at: datetime
-
-
-class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
-    user_id: str | None
-    messages: list[HistoryMessageView]
-    ttl: int | None
-    """Seconds left in Redis; null where the session is not there."""
-    next_cursor: str | None
-
-
-class MessagesView(msgspec.Struct, frozen=True, kw_only=True):
-    items: list[MessageView]
-    next_cursor: str | None
-
-
-class AppendedMessageView(msgspec.Struct, frozen=True, kw_only=True):
-    id: MessageId
-    created_at: datetime
-
-
-class AppendedView(msgspec.Struct, frozen=True, kw_only=True):
-    messages: list[AppendedMessageView]
-    durability: Durability
-
-
-class SessionView(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    user_id: str | None
-    metadata: dict[str, Any] | None
-    context: ContextOptions | None
-    ttl_seconds: int | None
-    created_at: datetime
-    updated_at: datetime
-    message_count: int
-    last_id: MessageId | None
-    archived_through: MessageId | None
-    ttl: int | None
-
-
-class SessionsView(msgspec.Struct, frozen=True, kw_only=True):
-    items: list[SessionView]
-    next_cursor: str | None
-
-
-class LeftOutView(msgspec.Struct, frozen=True, kw_only=True):
-    count: int
-    reason: Literal["window"] | None
-
-
-class ContextView(msgspec.Struct, frozen=True, kw_only=True):
-    strategy: Strategy
-    messages: list[MessageView]
-    left_out: LeftOutView
-
-
-class TurnContextView(msgspec.Struct, frozen=True, kw_only=True):
-    strategy: Strategy
-    messages: int
-
-
-class TurnView(msgspec.Struct, frozen=True, kw_only=True):
-    turn_id: TurnId
-    session_id: str
-    state: TurnState
-    response: str | None
-    """The answer's text."""
-    user_message_id: MessageId
-    message: MessageView | None
-    usage: Usage
-    model: str
-    context: TurnContextView
-    started_at: datetime
-    finished_at: datetime
-    tool_calls: list[dict[str, Any]] | UnsetType = UNSET
-
-
-def view_message(message: Message, session_id: str) -> MessageView:
-    return MessageView(
-        id=message.id,
-        session_id=session_id,
-        turn_id=message.turn_id,
-        role=message.role,
-        content=message.content,
-        name=message.name,
-        tool_calls=message.tool_calls,
-        tool_call_id=message.tool_call_id,
-        metadata=message.metadata,
-        status=message.status,
-        token_count=message.token_count,
-        created_at=message.created_at,
-    )
-
-
-def view_session(session: Session, updated_at: datetime) -> SessionView:
-    return SessionView(
-        id=session.id,
-        user_id=session.user_id,
-        metadata=session.document.metadata,
-        context=session.document.context,
-        ttl_seconds=session.document.ttl_seconds,
-        created_at=session.created_at,
-        updated_at=updated_at,
-        message_count=session.message_count,
-        last_id=session.last_id,
-        archived_through=session.archived_through,
-        ttl=session.ttl,
-    )
-
-
-def view_turn(turn: Turn) -> TurnView:
-    message = turn.message
-    content = message.content if message else None
-    tool_calls = message.tool_calls if message else None
-    return TurnView(
-        turn_id=turn.turn_id,
-        session_id=turn.session_id,
-        state=turn.state,
-        response=content if isinstance(content, str) else None,
-        user_message_id=turn.user_message_id,
-        message=view_message(message, turn.session_id) if message else None,
-        usage=turn.usage,
-        model=turn.model,
-        context=TurnContextView(strategy=turn.context.strategy, messages=turn.context.messages),
-        started_at=turn.started_at,
-        finished_at=turn.finished_at,
-        tool_calls=tool_calls or UNSET,
-    )

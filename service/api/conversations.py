@@ -5,19 +5,12 @@ from typing import Annotated, Any
 from litestar import Controller, Response, delete, get, post
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 
-from service.api.bodies import (
-    ChatBody,
-    ChatFields,
-    HistoryMessageView,
-    HistoryView,
-    TurnView,
-    TwoLineChatBody,
-    view_turn,
-)
+from service.api.bodies import ChatBody, ChatFields, TwoLineChatBody
 from service.api.documentation import CHAT_PROBLEMS, WRITE_PROBLEMS, problems
 from service.api.middleware import TURN
 from service.api.requests import IDEMPOTENCY_KEY, once, session_ref
 from service.api.use_cases import Injected, UseCases
+from service.api.views import HistoryMessageView, HistoryView, TurnView, view_turn
 from service.core.chat import ChatRequest
 from service.core.recording import check_session
 from service.domain.errors import SessionNotFound
@@ -145,6 +138,7 @@ async def answer(
         "temperature": data.temperature,
         "max_output_tokens": data.max_output_tokens,
         "context": data.context.options() if data.context else None,
+        "durability": data.durability,
     }
     # One operation on both routes, so the fingerprint is over what they have in common.
     request = ChatRequest(ref=ref, once=once(key, "chat", fields), **fields)

@@ -25,6 +25,7 @@ READ_PROBLEMS: Final = ("invalid_request", "invalid_value", "not_found", *STORE_
 WRITE_PROBLEMS: Final = ("backlog_full", *STORE_PROBLEMS)
 CREATE_PROBLEMS: Final = (
     *("invalid_request", "invalid_value", "too_large", "unsupported_media_type"),
+    "durability_unavailable",
     *WRITE_PROBLEMS,
 )
 CHAT_PROBLEMS: Final = (

@@ -9,25 +9,23 @@ import msgspec
 from litestar import Controller, Response, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from service.api.bodies import (
-    AppendBody,
-    AppendedMessageView,
-    AppendedView,
-    ContextView,
-    LeftOutView,
-    MessagesView,
-    SessionBody,
-    SessionPatchBody,
-    SessionsView,
-    SessionView,
-    view_message,
-    view_session,
-)
+from service.api.bodies import AppendBody, SessionBody, SessionPatchBody
 from service.api.conversations import Key
 from service.api.documentation import CREATE_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
 from service.api.problems import misfit
 from service.api.requests import once, session_ref
 from service.api.use_cases import Injected, UseCases
+from service.api.views import (
+    AppendedMessageView,
+    AppendedView,
+    ContextView,
+    LeftOutView,
+    MessagesView,
+    SessionsView,
+    SessionView,
+    view_message,
+    view_session,
+)
 from service.domain.context import ContextOptions, Strategy
 from service.domain.errors import Overloaded, SessionExists
 from service.domain.ids import MessageId, id_time, parse_message_id
@@ -152,13 +150,14 @@ class Messages(Controller):
                 if data.if_last_id is msgspec.UNSET
                 else _id(data.if_last_id, "if_last_id")
             ),
+            durability=data.durability,
         )
         view = AppendedView(
             messages=[
                 AppendedMessageView(id=identity, created_at=id_time(identity))
                 for identity in appended.ids
             ],
-            durability=use_cases.recording.durability,
+            durability=appended.durability,
         )
         headers = {"Idempotency-Replayed": "true"} if appended.replayed else {}
         return Response(view, headers=headers)

@@ -22,6 +22,7 @@ from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
 from service.adapters.postgres.writer import PostgresArchiveWriter
 from service.adapters.redis.client import HotLimits, RedisDoor
+from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.health import RedisProbe
 from service.adapters.redis.journal import RedisJournal, RedisShardLeases
 from service.adapters.redis.keys import Keys
@@ -33,6 +34,7 @@ from service.adapters.redis.turns import RedisTurns
 from service.core.background import Component, Looper
 from service.core.flushing import Flusher, FlushSettings, ShardOwnership
 from service.core.readiness import Dependency
+from service.core.tiered.archiving import ArchiveWaits
 from service.core.tiered.sessions import TieredSessions
 from service.core.tiered.transcripts import TieredTranscripts
 from service.core.tiered.turns import TieredTurns
@@ -168,19 +170,28 @@ def _redis_store(
     arguments = _session_arguments(settings, archived=archive is not None)
     door, layout = _redis_door(settings, stack, archived=archive is not None)
     once_seconds = settings.idempotency_ttl_seconds
-    transcripts = RedisTranscripts(door, arguments, once_seconds=once_seconds)
-    turns = RedisTurns(
-        door, arguments, once_seconds=once_seconds, lease_seconds=settings.turn_lease_seconds
+    durable = DurableRuns(
+        door, replicas=settings.redis_wait_replicas, fsync_problem=layout.fsync_problem
     )
+    transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
+    turns = RedisTurns(
+        door,
+        durable,
+        arguments,
+        once_seconds=once_seconds,
+        lease_seconds=settings.turn_lease_seconds,
+    )
+    journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
+    waits = ArchiveWaits(journal, seconds=settings.archive_wait_seconds) if journal else None
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
     return Store(
-        transcripts=TieredTranscripts(transcripts, warming, observer),
+        transcripts=TieredTranscripts(transcripts, warming, waits, observer),
         sessions=TieredSessions(
             RedisSessions(door, arguments, once_seconds=once_seconds), transcripts, archive, warming
         ),
-        turns=TieredTurns(turns, warming),
+        turns=TieredTurns(turns, warming, waits),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
-        journal=RedisJournal(door, arguments.keys, arguments.limits) if archive else None,
+        journal=journal,
         check=layout.verify,
     )
 
@@ -206,6 +217,7 @@ def _redis_door(
             connections=settings.redis_pool_size,
             call_seconds=settings.redis_timeout_seconds,
             connect_seconds=settings.redis_connect_timeout_seconds,
+            fsync_seconds=settings.redis_fsync_timeout_seconds,
         ),
     )
     stack.push_async_callback(door.close)

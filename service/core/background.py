@@ -10,6 +10,7 @@ from service.domain.observations import ComponentFailed, LoopLagSeen
 from service.ports import Clock, Observer
 
 PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5
+CANCEL_AGAIN_SECONDS: Final = 0.5
 LAG_PROBE_SECONDS: Final = 0.05
 
 
@@ -26,10 +27,15 @@ def owned_task(work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any
 
 
 async def ended(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it is over, whatever its outcome."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    """Cancel a task and wait until it is over, whatever its outcome.
+
+    Cancelled again where something in it swallowed the cancellation.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
+    if not task.cancelled():
+        task.exception()
 
 
 class LoopLag:
@@ -99,7 +105,8 @@ class Looper:
                 self._note(error)
                 pause = max(pause, PAUSE_AFTER_FAILURE_SECONDS)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
 
     def _note(self, error: Exception) -> None:
         self._observer.observe(ComponentFailed(component=self._name, reason=type(error).__name__))

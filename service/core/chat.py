@@ -20,7 +20,18 @@ from service.domain.messages import Message, MessageBody, check_text, encode_bod
 from service.domain.observations import TurnEnded
 from service.domain.sessions import SessionRef
 from service.domain.turns import Answer, Prompt, Turn, TurnContext, TurnState
-from service.ports import Begin, Begun, Clock, Finish, Model, Observer, Once, Replayed, Turns
+from service.ports import (
+    Begin,
+    Begun,
+    Clock,
+    Finish,
+    Model,
+    Observer,
+    Once,
+    Replayed,
+    Turns,
+    Wanted,
+)
 
 TEMPERATURE_MAX: Final = 2.0
 OUTPUT_TOKENS_MAX: Final = 1_000_000
@@ -39,6 +50,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     context: ContextOptions | None = None
     once: Once | None = None
+    durability: Wanted = "journaled"
+    """What the answer is waited to reach."""
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +134,7 @@ class Chat:
             user_id=request.user_id,
             once=request.once,
             lease_token=lease_token,
+            durability=request.durability,
         )
 
     def _prompt(self, request: ChatRequest, shown: Sequence[Message]) -> Prompt:
@@ -214,6 +228,7 @@ class _Running:
             body=body,
             result=result,
             once=self.request.once,
+            durability=self.request.durability,
         )
 
     def turn(

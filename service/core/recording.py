@@ -23,7 +23,7 @@ from service.domain.sessions import (
     SessionDocument,
     SessionRef,
 )
-from service.ports import Append, Appended, Create, Durability, Once, Sessions, Transcripts
+from service.ports import Append, Appended, Create, Once, Sessions, Transcripts, Wanted
 
 REPLACE_ATTEMPTS_MAX: Final = 5
 
@@ -38,10 +38,6 @@ class Recording:
         self._sessions = sessions
         self._message_bytes_max = message_bytes_max
 
-    @property
-    def durability(self) -> Durability:
-        return self._transcripts.durability
-
     async def append(
         self,
         ref: SessionRef,
@@ -50,6 +46,7 @@ class Recording:
         user_id: str | None,
         once: Once | None,
         if_last_id: MessageId | UnsetType | None = UNSET,
+        durability: Wanted = "journaled",
     ) -> Appended:
         """Accept all messages or none.
 
@@ -65,7 +62,14 @@ class Recording:
             for place, message in enumerate(messages)
         )
         return await self._transcripts.append(
-            Append(ref=ref, bodies=bodies, user_id=user_id, once=once, if_last_id=if_last_id)
+            Append(
+                ref=ref,
+                bodies=bodies,
+                user_id=user_id,
+                once=once,
+                if_last_id=if_last_id,
+                durability=durability,
+            )
         )
 
     async def clear(self, ref: SessionRef) -> None:

@@ -145,6 +145,13 @@ class IdempotencyKeyReused(ChatMemoryError):
         super().__init__("This Idempotency-Key was used with another request body.")
 
 
+class DurabilityUnavailable(ChatMemoryError):
+    """The store cannot reach what was asked for, now or ever; nothing was written."""
+
+    code = "durability_unavailable"
+    title = "The durability is not available"
+
+
 class ContextTooLarge(ChatMemoryError):
     code = "context_too_large"
     title = "The context does not fit the model"

@@ -19,6 +19,7 @@ def store_settings(request: pytest.FixtureRequest) -> Settings:
         redis_url=request.getfixturevalue("redis_url") if needs_redis else None,
         hot_messages_max=20,
         turn_lease_seconds=1.0,
+        archive_wait_seconds=0.5,
     )
 
 

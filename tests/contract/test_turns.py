@@ -15,7 +15,7 @@ from service.domain.errors import (
 from service.domain.ids import TurnId
 from service.domain.messages import Content
 from service.domain.sessions import SessionDocument
-from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed
+from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed, Wanted
 from tests.support.polling import eventually
 from tests.support.stores import Kept, ref, said
 
@@ -23,7 +23,14 @@ ONCE = Once(operation="chat", key="k", fingerprint="f")
 
 
 def begin(
-    text="hi", *, token="t1", once=None, last: int | None = 10, user=None, session_last=False
+    text="hi",
+    *,
+    token="t1",
+    once=None,
+    last: int | None = 10,
+    user=None,
+    session_last=False,
+    durability: Wanted = "journaled",
 ):
     return Begin(
         ref=ref(),
@@ -34,10 +41,18 @@ def begin(
         user_id=user,
         once=once,
         lease_token=token,
+        durability=durability,
     )
 
 
-def finish(text: str | None = "hello", *, token="t1", once=None, result=b'{"r":1}'):
+def finish(
+    text: str | None = "hello",
+    *,
+    token="t1",
+    once=None,
+    result=b'{"r":1}',
+    durability: Wanted = "journaled",
+):
     return Finish(
         ref=ref(),
         turn_id=TurnId(f"turn-{token}"),
@@ -45,6 +60,7 @@ def finish(text: str | None = "hello", *, token="t1", once=None, result=b'{"r":1
         body=None if text is None else said(text, "assistant"),
         result=result,
         once=once,
+        durability=durability,
     )
 
 

@@ -1,6 +1,7 @@
 """The hybrid store where two tiers, crashes and time meet; what all stores share is in contract."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -16,7 +17,14 @@ from service.adapters.postgres.keys import session_key
 from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_flusher, open_store
-from service.domain.errors import BacklogFull, HotUnavailable, PreconditionFailed, SessionNotFound
+from service.core.background import ended
+from service.domain.errors import (
+    BacklogFull,
+    DurabilityUnavailable,
+    HotUnavailable,
+    PreconditionFailed,
+    SessionNotFound,
+)
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Batch
 from service.domain.messages import Content
@@ -45,6 +53,7 @@ async def hybrid(settings: Settings) -> AsyncGenerator[Kept]:
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncGenerator[Redis]:
     async with Redis.from_url(redis_url, protocol=2) as client:
+        await client.config_resetstat()
         yield client
 
 
@@ -506,3 +515,50 @@ async def test_the_last_message_is_asked_of_the_archive_where_the_session_is_col
     command = Append(ref=ref(), bodies=(said("c"),), if_last_id=last_id)
     await hybrid.store.transcripts.append(command)
     assert await contents(hybrid) == ["a", "b", "c"]
+
+
+async def test_what_is_fsynced_was_waited_for_also_on_a_repeat(hybrid, redis):
+    once = Once(operation="append", key="k", fingerprint="f")
+    command = Append(ref=ref(), bodies=(said("a"),), once=once, durability="fsynced")
+    for count in (1, 2):
+        await hybrid.store.transcripts.append(command)
+        stats = await redis.info("commandstats")
+        assert stats["cmdstat_waitaof"]["calls"] == count
+    assert await contents(hybrid) == ["a"]
+
+
+async def test_without_an_append_only_file_fsynced_is_refused(hybrid, redis):
+    await redis.config_set("appendonly", "no")
+    try:
+        with pytest.raises(DurabilityUnavailable, match="no append-only file"):
+            await hybrid.store.transcripts.append(
+                Append(ref=ref(), bodies=(said("a"),), durability="fsynced")
+            )
+    finally:
+        await redis.config_set("appendonly", "yes")
+
+
+async def test_a_cancelled_call_ends_wherever_it_is(hybrid):
+    async def append_on() -> None:
+        while True:
+            await append(hybrid, "x")
+            await hybrid.flush()
+
+    for step in range(150):
+        task = asyncio.create_task(append_on())
+        await asyncio.sleep(step % 25 / 2000)
+        task.cancel()
+        await asyncio.wait([task], timeout=2)
+        assert task.cancelled()
+
+
+async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same():
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(ended(task), 5)
+    assert task.cancelled()

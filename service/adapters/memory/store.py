@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from service.domain.errors import (
+    DurabilityUnavailable,
     IdempotencyKeyReused,
     PreconditionFailed,
     SessionNotFound,
@@ -16,7 +17,7 @@ from service.domain.errors import (
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import PINNED_ROLES, Message, decode_messages, newest, with_id
 from service.domain.sessions import SessionDocument, SessionRef
-from service.ports import Clock, Once, Recent
+from service.ports import Clock, Once, Recent, Wanted
 
 SESSION_MESSAGES_MAX: Final = 10_000
 """Messages that a session holds where nothing archives them."""
@@ -172,3 +173,9 @@ class MemoryStore:
     def lease(self, session: HeldSession, token: str) -> None:
         until = self.now + self._lease_milliseconds
         session.lease = Lease(token=token, until_milliseconds=until)
+
+
+def check_durability(wanted: Wanted) -> None:
+    """Raises DurabilityUnavailable for what process memory cannot give."""
+    if wanted != "journaled":
+        raise DurabilityUnavailable("This store keeps everything in process memory.")

@@ -2,7 +2,7 @@
 
 from msgspec import UNSET
 
-from service.adapters.memory.store import HeldSession, MemoryStore
+from service.adapters.memory.store import HeldSession, MemoryStore, check_durability
 from service.domain.errors import SessionExists
 from service.domain.ids import id_time
 from service.domain.messages import Message
@@ -12,7 +12,6 @@ from service.ports import (
     Appended,
     Create,
     Created,
-    Durability,
     PageQuery,
     Recent,
     SessionQuery,
@@ -23,16 +22,15 @@ from service.ports import (
 class MemoryTranscripts:
     """Transcripts in process memory."""
 
-    durability: Durability = "volatile"
-
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
     async def append(self, command: Append) -> Appended:
         store, ref = self._store, command.ref
+        check_durability(command.durability)
         earlier = store.call(ref, command.once)
         if earlier is not None:
-            return Appended(ids=earlier.ids, replayed=True)
+            return Appended(ids=earlier.ids, durability="volatile", replayed=True)
         store.must_have_room(ref, len(command.bodies))
         if command.if_last_id is not UNSET:
             store.check_last(ref, command.user_id, command.if_last_id)
@@ -40,7 +38,7 @@ class MemoryTranscripts:
         call = store.new_call(command.once)
         call.ids = store.say(ref, command.bodies)
         store.remember(ref, command.once, call)
-        return Appended(ids=call.ids)
+        return Appended(ids=call.ids, durability="volatile")
 
     async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
         found = [

@@ -2,7 +2,7 @@
 
 import math
 
-from service.adapters.memory.store import Call, HeldSession, MemoryStore
+from service.adapters.memory.store import Call, HeldSession, MemoryStore, check_durability
 from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef
@@ -18,6 +18,7 @@ class MemoryTurns:
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         store, ref = self._store, command.ref
+        check_durability(command.durability)
         call = store.call(ref, command.once)
         if call is not None and call.state == "done":
             return Replayed(result=call.result, message_id=call.answer_id)

@@ -30,7 +30,6 @@ from service.ports import (
     Append,
     Appended,
     Clock,
-    Durability,
     Observer,
     PageQuery,
     Recent,
@@ -52,8 +51,6 @@ WHERE session_key = $1 AND tenant = $2
 class PostgresTranscripts:
     """Transcripts in PostgreSQL alone."""
 
-    durability: Durability = "archived"
-
     def __init__(
         self, door: PostgresDoor, clock: Clock, observer: Observer, *, once_seconds: int
     ) -> None:
@@ -72,7 +69,7 @@ class PostgresTranscripts:
         appended = await self._door.settled(lambda it: self._append(it, command, call))
         self._observer.observe(
             MessagesAppended(
-                count=len(appended.ids), durability=self.durability, replayed=appended.replayed
+                count=len(appended.ids), durability=appended.durability, replayed=appended.replayed
             )
         )
         return appended
@@ -114,7 +111,8 @@ class PostgresTranscripts:
         row = await lock_or_make_session(connection, command.ref)
         record = await find_record(connection, call)
         if record is not None:
-            return Appended(ids=record.ids, replayed=command.once is not None)
+            replayed = command.once is not None
+            return Appended(ids=record.ids, durability="archived", replayed=replayed)
         row.check_owner(command.user_id)
         if command.if_last_id is not UNSET and command.if_last_id != row.last_id:
             raise PreconditionFailed(row.last_id)
@@ -127,7 +125,7 @@ class PostgresTranscripts:
             user_id=command.user_id,
         )
         await keep_record(connection, call, ids)
-        return Appended(ids=ids)
+        return Appended(ids=ids, durability="archived")
 
     async def _clear(self, connection: Connection, call: Call) -> None:
         row = await lock_session(connection, call.ref)

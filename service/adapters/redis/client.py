@@ -29,6 +29,9 @@ class HotLimits(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 64
     call_seconds: float = 0.9
     connect_seconds: float = 0.5
+    fsync_seconds: float = 3.0
+    """Time for the append-only file to reach the disk: a second with ``everysec``, and more under
+    load."""
 
 
 class Script:
@@ -57,7 +60,9 @@ class RedisDoor:
             protocol=2,
             max_connections=limits.connections,
             timeout=limits.call_seconds,
-            socket_timeout=limits.call_seconds,
+            # ``bounded`` bounds every call. With a time-out of its own the library sends through
+            # asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
+            socket_timeout=None,
             socket_connect_timeout=limits.connect_seconds,
             # The library's own retries would repeat within a MULTI; ours repeat whole calls.
             retry=Retry(NoBackoff(), 0),
@@ -83,6 +88,30 @@ class RedisDoor:
         await self._trusted()
         return await self.bounded(call)
 
+    async def run_fsynced(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Value], *, replicas: int
+    ) -> Any:
+        """As ``run``, then wait until what it wrote is on the disk of the server and of replicas.
+
+        Both go down one connection: the server waits for what that one wrote. Raises HotUnavailable
+        when the wait ends without it.
+        """
+        wait = ("WAITAOF", 1, replicas, round(self._limits.fsync_seconds * 1000))
+
+        async def call() -> list[Any]:
+            script_call = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            try:
+                return await self._pipelined([script_call, wait])
+            except NoScriptError:
+                script_call = ("EVAL", script.text, len(keys), *keys, *arguments)
+                return await self._pipelined([script_call, wait])
+
+        await self._trusted()
+        reply, (local, remote) = await self.bounded(call, extra_seconds=self._limits.fsync_seconds)
+        if local < 1 or remote < replicas:
+            raise HotUnavailable("The hot memory's disk did not keep up in time.")
+        return reply
+
     async def command(self, *words: Value) -> Any:
         return await self.bounded(lambda: self._command(*words))
 
@@ -91,19 +120,19 @@ class RedisDoor:
         if not commands:
             return []
 
-        async def call() -> list[Any]:
-            pipeline = self._redis.pipeline(transaction=False)
-            for words in commands:
-                pipeline.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnusedCoroutine]  # a pipeline only collects here
-            return await pipeline.execute()
-
         await self._trusted()
-        return await self.bounded(call)
+        return await self.bounded(lambda: self._pipelined(commands))
 
-    async def bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _pipelined(self, commands: Sequence[Sequence[Value]]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for words in commands:
+            pipeline.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnusedCoroutine]  # a pipeline only collects here
+        return await pipeline.execute()
+
+    async def bounded(self, call: Callable[[], Awaitable[T]], *, extra_seconds: float = 0) -> T:
         """Raises HotUnavailable when Redis does not answer in time or refuses."""
         try:
-            async with asyncio.timeout(self._limits.call_seconds):
+            async with asyncio.timeout(self._limits.call_seconds + extra_seconds):
                 return await self._until_answered(call)
         except (TimeoutError, RedisTimeoutError) as error:
             raise HotUnavailable("The hot memory did not answer in time.") from error

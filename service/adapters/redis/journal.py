@@ -51,6 +51,15 @@ class RedisJournal:
             for place, shard in enumerate(shards)
         ]
 
+    async def oldest(self, refs: Sequence[SessionRef]) -> list[tuple[int, int] | None]:
+        replies = await self._door.together(
+            [
+                ("XRANGE", self._keys.journal(self._keys.shard(ref)), "-", "+", "COUNT", 1)
+                for ref in refs
+            ]
+        )
+        return [_place(reply[0][0]) if reply else None for reply in replies]
+
     async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry]]:
         replies = await self._door.together(
             [
@@ -128,6 +137,11 @@ def _entry(position: bytes, fields: list[bytes]) -> Entry:
         role=role_of(body) if kind == "message" else "",
         body=body,
     )
+
+
+def _place(position: bytes) -> tuple[int, int]:
+    milliseconds, _, counter = position.partition(b"-")
+    return int(milliseconds), int(counter)
 
 
 def _after(position: str) -> str:

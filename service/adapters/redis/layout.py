@@ -22,6 +22,16 @@ class RedisLayout:
         self._fields = {SHARDS_FIELD: str(shards), ARCHIVE_FIELD: "yes" if archived else "no"}
         self._verified = False
 
+    async def fsync_problem(self) -> str | None:
+        """Why this Redis cannot tell when its append-only file is on the disk; None: it can."""
+        known = await self._door.command("COMMAND", "INFO", "WAITAOF")
+        if not known or known[0] is None:
+            return "This Redis is older than 7.2: it does not know WAITAOF."
+        persistence = await self._door.command("INFO", "persistence")
+        if b"aof_enabled:1" not in persistence:
+            return "This Redis has no append-only file."
+        return None
+
     async def verify(self) -> str | None:
         """Return a warning when a check was not allowed.
 

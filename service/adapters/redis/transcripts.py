@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from service.adapters.redis.client import RedisDoor, Script
+from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.replies import SessionArguments, wanted
 from service.domain.errors import PreconditionFailed
 from service.domain.ids import ZERO_ID, MessageId, random_bits
@@ -24,8 +25,16 @@ REPEAT_MILLISECONDS: Final = 60_000
 class RedisTranscripts:
     """HotTranscripts in Redis."""
 
-    def __init__(self, door: RedisDoor, arguments: SessionArguments, *, once_seconds: int) -> None:
+    def __init__(
+        self,
+        door: RedisDoor,
+        durable: DurableRuns,
+        arguments: SessionArguments,
+        *,
+        once_seconds: int,
+    ) -> None:
         self._door = door
+        self._durable = durable
         self._arguments = arguments
         self._once_milliseconds = once_seconds * 1000
 
@@ -43,11 +52,15 @@ class RedisTranscripts:
         for body in command.bodies:
             words += (body, random_bits())
         keys = self._keys(command.ref, once.operation if once else "op", key)
-        status, *rest = await self._door.run(APPEND, keys, words)
+        status, *rest = await self._durable.run(APPEND, keys, words, command.durability)
         match status:
             case b"done" | b"replayed":
                 ids = tuple(MessageId(text.decode()) for text in rest[0])
-                return Appended(ids=ids, replayed=once is not None and status == b"replayed")
+                return Appended(
+                    ids=ids,
+                    durability="fsynced" if command.durability == "fsynced" else "journaled",
+                    replayed=once is not None and status == b"replayed",
+                )
             case b"cold":
                 return Cold(state=self._arguments.state(rest[0]))
             case b"moved":

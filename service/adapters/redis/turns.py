@@ -4,6 +4,7 @@ import math
 from typing import Any, Final
 
 from service.adapters.redis.client import RedisDoor, Script
+from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.replies import SessionArguments
 from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId, random_bits
@@ -25,18 +26,21 @@ class RedisTurns:
     def __init__(
         self,
         door: RedisDoor,
+        durable: DurableRuns,
         arguments: SessionArguments,
         *,
         once_seconds: int,
         lease_seconds: float,
     ) -> None:
         self._door = door
+        self._durable = durable
         self._arguments = arguments
         self._once_seconds = once_seconds
         self._lease_milliseconds = round(lease_seconds * 1000)
 
     async def begin(self, command: Begin, *, incomplete_ok: bool) -> HotBegun | Replayed | Cold:
         once = command.once
+        await self._durable.check(command.durability)
         words = [
             *self._arguments.shared(command.ref),
             command.user_id or "",
@@ -60,6 +64,8 @@ class RedisTurns:
                     state=self._arguments.state(rest[1]),
                 )
             case b"replayed":
+                if command.durability == "fsynced":
+                    await self._durable.run(BEGIN, keys, words, "fsynced")
                 answer = rest[1].decode()
                 return Replayed(result=rest[0], message_id=MessageId(answer) if answer else None)
             case b"cold":
@@ -90,7 +96,7 @@ class RedisTurns:
             random_bits(),
         ]
         keys = self._keys(command.ref, command.once, command.lease_token)
-        status, *rest = await self._door.run(FINISH, keys, words)
+        status, *rest = await self._durable.run(FINISH, keys, words, command.durability)
         match status:
             case b"stored":
                 answer = rest[0].decode()

@@ -1,5 +1,8 @@
 """Transcripts over two tiers."""
 
+import msgspec
+
+from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID
@@ -9,7 +12,6 @@ from service.domain.sessions import SessionRef
 from service.ports import (
     Append,
     Appended,
-    Durability,
     HotState,
     HotTranscripts,
     Observer,
@@ -21,27 +23,39 @@ from service.ports import (
 class TieredTranscripts:
     """Transcripts in the hot memory, completed from the archive."""
 
-    durability: Durability = "journaled"
-
-    def __init__(self, hot: HotTranscripts, warming: Warming, observer: Observer) -> None:
+    def __init__(
+        self,
+        hot: HotTranscripts,
+        warming: Warming,
+        waits: ArchiveWaits | None,
+        observer: Observer,
+    ) -> None:
         self._hot = hot
         self._warming = warming
+        self._waits = waits
         self._observer = observer
 
     async def append(self, command: Append) -> Appended:
+        check_archived(command.durability, self._waits)
         for _ in moves():
             result = await self._hot.append(command)
             if isinstance(result, Appended):
-                self._observer.observe(
-                    MessagesAppended(
-                        count=len(result.ids),
-                        durability=self.durability,
-                        replayed=result.replayed,
-                    )
-                )
-                return result
+                return await self._acknowledged(command, result)
             await self._warming.know(command.ref, result.state)
         raise moved_too_often()
+
+    async def _acknowledged(self, command: Append, appended: Appended) -> Appended:
+        self._observer.observe(
+            MessagesAppended(
+                count=len(appended.ids),
+                durability=command.durability,
+                replayed=appended.replayed,
+            )
+        )
+        if command.durability != "archived" or self._waits is None:
+            return appended
+        await self._waits.until_archived(command.ref, appended.ids[-1])
+        return msgspec.structs.replace(appended, durability="archived")
 
     async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
         return await self._warming.recent(ref, last=last)

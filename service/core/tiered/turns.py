@@ -2,6 +2,7 @@
 
 import msgspec
 
+from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.merging import covers, hot_recent
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.ids import MessageId
@@ -17,6 +18,7 @@ from service.ports import (
     HotState,
     HotTurns,
     Replayed,
+    Wanted,
     needed_last,
 )
 
@@ -27,16 +29,19 @@ class TieredTurns:
     A warm turn is one step at its begin and one at its end.
     """
 
-    def __init__(self, hot: HotTurns, warming: Warming) -> None:
+    def __init__(self, hot: HotTurns, warming: Warming, waits: ArchiveWaits | None) -> None:
         self._hot = hot
         self._warming = warming
+        self._waits = waits
 
     async def begin(self, command: Begin) -> Begun | Replayed:
+        check_archived(command.durability, self._waits)
         incomplete_ok = False
         for _ in moves():
             result = await self._hot.begin(command, incomplete_ok=incomplete_ok)
             match result:
                 case Replayed():
+                    await self._until_archived(command.ref, command.durability, result.message_id)
                     return result
                 case HotBegun():
                     return await self._begun(command, result)
@@ -51,10 +56,18 @@ class TieredTurns:
         return await self._hot.renew(ref, lease_token)
 
     async def finish(self, command: Finish) -> Finished:
-        return await self._hot.finish(command)
+        finished = await self._hot.finish(command)
+        await self._until_archived(command.ref, command.durability, finished.message_id)
+        return finished
 
     async def fail(self, command: Finish) -> None:
         await self._hot.fail(command)
+
+    async def _until_archived(
+        self, ref: SessionRef, wanted: Wanted, message_id: MessageId | None
+    ) -> None:
+        if wanted == "archived" and self._waits is not None and message_id is not None:
+            await self._waits.until_archived(ref, message_id)
 
     async def _warm(self, command: Begin, state: HotState) -> None:
         needed = _needed(command, state.document)

@@ -12,6 +12,8 @@ if record then
   local lines = {}
   for line in string.gmatch(record, '[^\n]+') do lines[#lines + 1] = line end
   if lines[1] ~= ARGV[10] then return { 'reused' } end
+  -- A write of this connection, for a caller who waits for the disk: it comes after the messages.
+  redis.call('SET', KEYS[7], record, 'KEEPTTL')
   table.remove(lines, 1)
   return { 'replayed', lines }
 end

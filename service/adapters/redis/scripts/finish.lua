@@ -7,7 +7,11 @@
 -- Only the owner of the lease writes. An answer to an accepted message is accepted also where the
 -- backlog is full. Cancelled: the session was cleared or deleted meanwhile; nothing was said then.
 local record = redis.call('HMGET', KEYS[7], 'state', 'token', 'message', 'answer')
-if record[2] == ARGV[9] and record[1] ~= 'running' then return { 'stored', record[4] or '' } end
+if record[2] == ARGV[9] and record[1] ~= 'running' then
+  -- A write of this connection, for a caller who waits for the disk: it comes after the answer.
+  redis.call('HSET', KEYS[7], 'state', record[1])
+  return { 'stored', record[4] or '' }
+end
 
 if head.lease ~= ARGV[9] then
   local cleared = record[3] and (head.cleared or ZERO) >= record[3]

@@ -1,0 +1,163 @@
+"""Response bodies, and how they are made from values of the domain."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from service.domain.context import ContextOptions, Strategy
+from service.domain.ids import MessageId, TurnId
+from service.domain.messages import Message, Role, Status
+from service.domain.sessions import Session
+from service.domain.turns import Turn, TurnState, Usage
+from service.ports import Durability
+
+
+class MessageView(msgspec.Struct, frozen=True, kw_only=True):
+    id: MessageId
+    session_id: str
+    turn_id: TurnId | None
+    role: Role
+    content: str | list[dict[str, Any]] | None
+    name: str | None
+    tool_calls: list[dict[str, Any]] | None
+    tool_call_id: str | None
+    metadata: dict[str, Any] | None
+    status: Status | None
+    token_count: int | None
+    created_at: datetime
+
+
+class HistoryMessageView(msgspec.Struct, frozen=True, kw_only=True):
+    id: MessageId
+    role: Role
+    content: str | list[dict[str, Any]] | None
+    created_at: datetime
+
+
+class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
+    user_id: str | None
+    messages: list[HistoryMessageView]
+    ttl: int | None
+    """Seconds left in Redis; null where the session is not there."""
+    next_cursor: str | None
+
+
+class MessagesView(msgspec.Struct, frozen=True, kw_only=True):
+    items: list[MessageView]
+    next_cursor: str | None
+
+
+class AppendedMessageView(msgspec.Struct, frozen=True, kw_only=True):
+    id: MessageId
+    created_at: datetime
+
+
+class AppendedView(msgspec.Struct, frozen=True, kw_only=True):
+    messages: list[AppendedMessageView]
+    durability: Durability
+
+
+class SessionView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    user_id: str | None
+    metadata: dict[str, Any] | None
+    context: ContextOptions | None
+    ttl_seconds: int | None
+    created_at: datetime
+    updated_at: datetime
+    message_count: int
+    last_id: MessageId | None
+    archived_through: MessageId | None
+    ttl: int | None
+
+
+class SessionsView(msgspec.Struct, frozen=True, kw_only=True):
+    items: list[SessionView]
+    next_cursor: str | None
+
+
+class LeftOutView(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    reason: Literal["window"] | None
+
+
+class ContextView(msgspec.Struct, frozen=True, kw_only=True):
+    strategy: Strategy
+    messages: list[MessageView]
+    left_out: LeftOutView
+
+
+class TurnContextView(msgspec.Struct, frozen=True, kw_only=True):
+    strategy: Strategy
+    messages: int
+
+
+class TurnView(msgspec.Struct, frozen=True, kw_only=True):
+    turn_id: TurnId
+    session_id: str
+    state: TurnState
+    response: str | None
+    """The answer's text."""
+    user_message_id: MessageId
+    message: MessageView | None
+    usage: Usage
+    model: str
+    context: TurnContextView
+    started_at: datetime
+    finished_at: datetime
+    tool_calls: list[dict[str, Any]] | UnsetType = UNSET
+
+
+def view_message(message: Message, session_id: str) -> MessageView:
+    return MessageView(
+        id=message.id,
+        session_id=session_id,
+        turn_id=message.turn_id,
+        role=message.role,
+        content=message.content,
+        name=message.name,
+        tool_calls=message.tool_calls,
+        tool_call_id=message.tool_call_id,
+        metadata=message.metadata,
+        status=message.status,
+        token_count=message.token_count,
+        created_at=message.created_at,
+    )
+
+
+def view_session(session: Session, updated_at: datetime) -> SessionView:
+    return SessionView(
+        id=session.id,
+        user_id=session.user_id,
+        metadata=session.document.metadata,
+        context=session.document.context,
+        ttl_seconds=session.document.ttl_seconds,
+        created_at=session.created_at,
+        updated_at=updated_at,
+        message_count=session.message_count,
+        last_id=session.last_id,
+        archived_through=session.archived_through,
+        ttl=session.ttl,
+    )
+
+
+def view_turn(turn: Turn) -> TurnView:
+    message = turn.message
+    content = message.content if message else None
+    tool_calls = message.tool_calls if message else None
+    return TurnView(
+        turn_id=turn.turn_id,
+        session_id=turn.session_id,
+        state=turn.state,
+        response=content if isinstance(content, str) else None,
+        user_message_id=turn.user_message_id,
+        message=view_message(message, turn.session_id) if message else None,
+        usage=turn.usage,
+        model=turn.model,
+        context=TurnContextView(strategy=turn.context.strategy, messages=turn.context.messages),
+        started_at=turn.started_at,
+        finished_at=turn.finished_at,
+        tool_calls=tool_calls or UNSET,
+    )

@@ -1,0 +1,79 @@
+"""Waiting until what was accepted is in the archive."""
+
+import asyncio
+from typing import Final
+
+from service.core.background import owned_task
+from service.domain.errors import ArchiveUnavailable, DurabilityUnavailable
+from service.domain.ids import MessageId, split_id
+from service.domain.sessions import SessionRef
+from service.ports import Journal, Wanted
+
+LOOK_PAUSE_SECONDS: Final = 0.005
+"""Between two looks at the journal while somebody waits."""
+
+
+class ArchiveWaits:
+    """Lets any number of callers wait; one look at the journal serves all of them.
+
+    An entry leaves the journal only after its commit, and in order: when the oldest entry of a
+    shard is younger than a message, or there is none, the message is archived.
+    """
+
+    def __init__(self, journal: Journal, *, seconds: float) -> None:
+        self._journal = journal
+        self._seconds = seconds
+        self._waiting: dict[asyncio.Future[None], tuple[SessionRef, tuple[int, int]]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def until_archived(self, ref: SessionRef, message_id: MessageId) -> None:
+        """Raises ArchiveUnavailable at the time-out; the message stands as journaled."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = (ref, split_id(message_id))
+        if self._looking is None:
+            self._looking = owned_task(self._look(), name="archive-waits")
+        try:
+            async with asyncio.timeout(self._seconds):
+                await waiter
+        except TimeoutError as error:
+            raise ArchiveUnavailable(
+                "The archive did not commit in time; the messages are safe in the journal."
+            ) from error
+        finally:
+            self._waiting.pop(waiter, None)
+
+    async def _look(self) -> None:
+        """Ends by itself when nobody waits."""
+        try:
+            while self._waiting:
+                await self._look_once()
+                await asyncio.sleep(LOOK_PAUSE_SECONDS)
+        finally:
+            self._looking = None
+
+    async def _look_once(self) -> None:
+        waiting = dict(self._waiting)
+        try:
+            oldest = await self._journal.oldest([ref for ref, _ in waiting.values()])
+        except Exception as error:  # noqa: BLE001  # Whoever waits is told, whatever it was.
+            for waiter in waiting:
+                _settle(waiter, error)
+            return
+        for (waiter, (_, place)), first in zip(waiting.items(), oldest, strict=True):
+            if first is None or first > place:
+                _settle(waiter, None)
+
+
+def check_archived(wanted: Wanted, waits: ArchiveWaits | None) -> None:
+    """Raises DurabilityUnavailable for what only an archive can give."""
+    if wanted == "archived" and waits is None:
+        raise DurabilityUnavailable("This store has no archive.")
+
+
+def _settle(waiter: asyncio.Future[None], error: Exception | None) -> None:
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
