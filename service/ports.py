@@ -14,7 +14,7 @@ import msgspec
 from service.domain.context import plan
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
-from service.domain.messages import Message
+from service.domain.messages import Message, Role
 from service.domain.observations import Observation
 from service.domain.sessions import Session, SessionDocument, SessionRef
 from service.domain.turns import Answer, Prompt
@@ -81,6 +81,9 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
     descending: bool = False
     before: MessageId | None = None
     after: MessageId | None = None
+    role: Role | None = None
+    archive_only: bool = False
+    """Only what the archive has, which may lag; the hot memory is not asked."""
 
 
 class Recent(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,10 +116,15 @@ class Transcripts(Protocol):
         ...
 
     async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
-        """At most ``limit`` messages in the asked order. Raises SessionNotFound."""
+        """At most ``limit`` messages in the asked order.
+
+        Raises SessionNotFound, and InvalidValue for an archive that the store has not.
+        """
         ...
 
-    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+    async def recent(
+        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
+    ) -> Recent:
         """The newest messages, ``last`` of them not system or developer messages; None for all.
 
         An unknown session does not exist.
@@ -168,8 +176,8 @@ class Sessions(Protocol):
         """Raises SessionExists, IdempotencyKeyReused."""
         ...
 
-    async def get(self, ref: SessionRef) -> Session:
-        """Raises SessionNotFound."""
+    async def get(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
+        """Raises SessionNotFound. Waits until all its messages are archived, or so long."""
         ...
 
     async def newest(self, query: SessionQuery) -> SessionsPage:

@@ -1,9 +1,9 @@
 """The two-line interface, and chat on a session."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from litestar import Controller, Response, delete, get, post
-from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 
 from service.api.bodies import ChatBody, ChatFields, TwoLineChatBody
 from service.api.documentation import CHAT_PROBLEMS, WRITE_PROBLEMS, problems
@@ -24,6 +24,13 @@ Key = Annotated[
     HeaderParameter(
         name=IDEMPOTENCY_KEY,
         description="Calls with the same key and body are one call; kept for a day.",
+    ),
+]
+
+Consistency = Annotated[
+    Literal["session", "archive"],
+    QueryParameter(
+        description="archive: what PostgreSQL has, which may lag, also while Redis is away."
     ),
 ]
 
@@ -61,12 +68,15 @@ class TwoLines(Controller):
         use_cases: Injected,
         session_id: FromPath[str],
         limit: FromQuery[int] = HISTORY_LIMIT_DEFAULT,
+        consistency: Consistency = "session",
     ) -> HistoryView:
         """The newest messages of the session with this id, in order.
 
         An unknown id is an empty history: nothing was said yet.
         """
-        history = await use_cases.recall.history(session_ref(session_id), limit=limit)
+        history = await use_cases.recall.history(
+            session_ref(session_id), limit=limit, archive_only=consistency == "archive"
+        )
         return HistoryView(
             user_id=history.user_id,
             messages=[

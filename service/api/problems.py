@@ -181,9 +181,14 @@ def _errors_of(request: Request[Any, Any, Any], error: HTTPException) -> tuple[F
     return tuple(
         FieldError(field="body", message="is required")
         if item.get("key") == "data"
-        else FieldError(field=item.get("key", "body"), message=item.get("message", ""))
+        else FieldError(field=_outer_name(item.get("key", "body")), message=item.get("message", ""))
         for item in items
     )
+
+
+def _outer_name(parameter: str) -> str:
+    # Python has a word of its own for one of them.
+    return {"from_time": "from", "to_time": "to"}.get(parameter, parameter)
 
 
 def _detail(error: HTTPException, errors: tuple[FieldError, ...]) -> str:

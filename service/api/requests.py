@@ -17,11 +17,11 @@ from service.ports import Once
 
 JSON_MEDIA_TYPES: Final = frozenset({"application/json"})
 PATCH_MEDIA_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 NOT_IN_QUERIES: Final = frozenset(
-    {"use_cases", "readiness", "data", "session_id", "name", "idempotency_key", "return"}
+    {"use_cases", "readiness", "data", "session_id", "name", IDEMPOTENCY_KEY, "return"}
 )
 """Parameters of handlers that come from elsewhere."""
-IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -78,7 +78,15 @@ async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
 
 @cache
 def _parameters(handler: BaseRouteHandler) -> frozenset[str]:
-    return frozenset(get_type_hints(handler.fn)) - NOT_IN_QUERIES
+    hints = get_type_hints(handler.fn, include_extras=True)
+    return frozenset(_query_name(name, hint) for name, hint in hints.items()) - NOT_IN_QUERIES
+
+
+def _query_name(name: str, hint: Any) -> str:
+    for extra in getattr(hint, "__metadata__", ()):
+        if given := getattr(extra, "name", None):
+            return str(given)
+    return name
 
 
 def path_id(segment: str, field: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from litestar import Controller, Response, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from service.api.bodies import AppendBody, SessionBody, SessionPatchBody
-from service.api.conversations import Key
+from service.api.conversations import Consistency, Key
 from service.api.documentation import CREATE_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
 from service.api.problems import misfit
 from service.api.requests import once, session_ref
@@ -26,14 +27,17 @@ from service.api.views import (
     view_message,
     view_session,
 )
+from service.core.recall import between
 from service.domain.context import ContextOptions, Strategy
 from service.domain.errors import Overloaded, SessionExists
 from service.domain.ids import MessageId, id_time, parse_message_id
+from service.domain.messages import Role
 from service.domain.sessions import DEFAULT_TENANT, Session, SessionRef
 from service.ports import Create, Once, PageQuery, SessionQuery
 
 PAGE_LIMIT_DEFAULT = 50
 MADE_IDS_MAX = 100
+WAIT_SECONDS_DEFAULT = 5.0
 
 Limit = Annotated[int, QueryParameter(description="1 to 1000.")]
 Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
@@ -87,9 +91,19 @@ class Sessions(Controller):
         summary="Get a session",
         responses=problems(*READ_PROBLEMS),
     )
-    async def one(self, use_cases: Injected, session_id: FromPath[str]) -> SessionView:
-        """With its counters, flushed or not."""
-        return _view(await use_cases.recall.session(session_ref(session_id)))
+    async def one(
+        self,
+        use_cases: Injected,
+        session_id: FromPath[str],
+        wait: FromQuery[Literal["archived"] | None] = None,
+        timeout_seconds: FromQuery[float] = WAIT_SECONDS_DEFAULT,
+    ) -> SessionView:
+        """With its counters, flushed or not.
+
+        `wait=archived` answers when `archived_through` is `last_id`, or at the time-out (0 to 15).
+        """
+        seconds = timeout_seconds if wait else 0
+        return _view(await use_cases.recall.session(session_ref(session_id), wait_seconds=seconds))
 
     @patch(
         "/{session_id:str}",
@@ -176,18 +190,27 @@ class Messages(Controller):
         order: FromQuery[Literal["asc", "desc"]] = "asc",
         before: Annotated[str | None, QueryParameter(description="Exclusive message id.")] = None,
         after: Annotated[str | None, QueryParameter(description="Exclusive message id.")] = None,
+        role: FromQuery[Role | None] = None,
+        from_time: Annotated[
+            datetime | None,
+            QueryParameter(name="from", description="Inclusive time of acceptance."),
+        ] = None,
+        to_time: Annotated[
+            datetime | None, QueryParameter(name="to", description="Exclusive time of acceptance.")
+        ] = None,
+        consistency: Consistency = "session",
     ) -> MessagesView:
         """In the order of acceptance. `next_cursor` goes into `after` (asc) or `before` (desc)."""
         ref = session_ref(session_id)
-        page = await use_cases.recall.page(
-            ref,
-            PageQuery(
-                limit=limit,
-                descending=order == "desc",
-                before=_id(before, "before"),
-                after=_id(after, "after"),
-            ),
+        query = PageQuery(
+            limit=limit,
+            descending=order == "desc",
+            before=_id(before, "before"),
+            after=_id(after, "after"),
+            role=role,
+            archive_only=consistency == "archive",
         )
+        page = await use_cases.recall.page(ref, between(query, from_time, to_time))
         return MessagesView(
             items=[view_message(message, ref.session_id) for message in page.items],
             next_cursor=page.next_cursor,

@@ -187,7 +187,11 @@ def _redis_store(
     return Store(
         transcripts=TieredTranscripts(transcripts, warming, waits, observer),
         sessions=TieredSessions(
-            RedisSessions(door, arguments, once_seconds=once_seconds), transcripts, archive, warming
+            RedisSessions(door, arguments, once_seconds=once_seconds),
+            transcripts,
+            archive,
+            warming,
+            waits,
         ),
         turns=TieredTurns(turns, warming, waits),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),

@@ -1,5 +1,6 @@
 """Recall: reading conversations back."""
 
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -7,12 +8,21 @@ import msgspec
 from service.core.recording import check_session
 from service.domain.context import ContextOptions, Strategy, check_options, plan, window
 from service.domain.errors import InvalidValue
-from service.domain.ids import check_id
+from service.domain.ids import (
+    HIGHEST_ID,
+    ZERO_ID,
+    check_id,
+    first_id_at,
+    last_id_before,
+    milliseconds_of,
+)
 from service.domain.messages import Message
 from service.domain.sessions import Session, SessionRef
 from service.ports import PageQuery, SessionQuery, Sessions, SessionsPage, Transcripts
 
 PAGE_LIMIT_MAX: Final = 1000
+WAIT_SECONDS_MAX: Final = 15.0
+"""Longest wait for the archive; below the time that any request may take."""
 
 
 class MessagesPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +58,8 @@ class Recall:
         """Raises SessionNotFound, and InvalidValue for a limit out of range."""
         check_session(ref)
         check_limit(query.limit)
+        if query.before is not None and query.after is not None and query.before <= query.after:
+            return MessagesPage(items=(), next_cursor=None)
         # One more than asked for tells whether another page follows.
         more = msgspec.structs.replace(query, limit=query.limit + 1)
         messages = await self._transcripts.page(ref, more)
@@ -57,12 +69,12 @@ class Recall:
             next_cursor=items[-1].id if len(messages) > query.limit else None,
         )
 
-    async def history(self, ref: SessionRef, *, limit: int) -> History:
+    async def history(self, ref: SessionRef, *, limit: int, archive_only: bool = False) -> History:
         """The newest ``limit`` messages; nothing was said yet in an unknown session."""
         check_session(ref)
         check_limit(limit)
         # One more than asked for tells whether older ones follow.
-        recent = await self._transcripts.recent(ref, last=limit + 1)
+        recent = await self._transcripts.recent(ref, last=limit + 1, archive_only=archive_only)
         messages = recent.messages[-limit:]
         return History(
             user_id=recent.user_id,
@@ -85,9 +97,12 @@ class Recall:
             left_out=max(0, session.message_count - len(shown)),
         )
 
-    async def session(self, ref: SessionRef) -> Session:
+    async def session(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
+        """Waits until all its messages are archived, or so long. Raises SessionNotFound."""
         check_session(ref)
-        return await self._sessions.get(ref)
+        if not 0 <= wait_seconds <= WAIT_SECONDS_MAX:
+            raise InvalidValue.of("timeout_seconds", f"must be 0 to {WAIT_SECONDS_MAX:g}")
+        return await self._sessions.get(ref, wait_seconds=wait_seconds)
 
     async def sessions(self, query: SessionQuery) -> SessionsPage:
         check_limit(query.limit)
@@ -99,3 +114,21 @@ class Recall:
 def check_limit(limit: int) -> None:
     if not 1 <= limit <= PAGE_LIMIT_MAX:
         raise InvalidValue.of("limit", f"must be 1 to {PAGE_LIMIT_MAX}")
+
+
+def between(query: PageQuery, start: datetime | None, end: datetime | None) -> PageQuery:
+    """The query cut to messages from ``start``, inclusive, to ``end``, exclusive.
+
+    Ids carry their time, so a range of time is a range of ids. Raises InvalidValue where the range
+    is empty the wrong way round or a time has no zone.
+    """
+    first = None if start is None else milliseconds_of(start, "from")
+    last = None if end is None else milliseconds_of(end, "to")
+    if first is not None and last is not None and first >= last:
+        raise InvalidValue.of("to", "must be later than from")
+    after, before = query.after, query.before
+    if first is not None:
+        after = max(after or ZERO_ID, last_id_before(first))
+    if last is not None:
+        before = min(before or HIGHEST_ID, first_id_at(last))
+    return msgspec.structs.replace(query, after=after, before=before)

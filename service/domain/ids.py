@@ -8,6 +8,7 @@ when a clock steps back: Redis then counts on within the last millisecond.
 ``service/adapters/redis/scripts/session.lua`` builds the same layout; a test holds the two equal.
 """
 
+import math
 import re
 import secrets
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ ZERO_ID: Final = MessageId("00000000-0000-0000-0000-000000000000")
 HIGHEST_ID: Final = MessageId("ffffffff-ffff-ffff-ffff-ffffffffffff")
 """Above every message id."""
 
+MILLISECONDS_MAX: Final = (1 << 48) - 1
 COUNTER_MAX: Final = (1 << 32) - 1
 RANDOM_MAX: Final = (1 << 42) - 1
 ID_BYTES_MAX: Final = 255
@@ -78,6 +80,26 @@ def id_time(value: str) -> datetime:
 
 def time_of(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)
+
+
+def first_id_at(milliseconds: int) -> MessageId:
+    """Not above any id of this millisecond or later: a bound, no message has it."""
+    return message_id(milliseconds, 0, 0)
+
+
+def last_id_before(milliseconds: int) -> MessageId:
+    """Not below any id from before this millisecond: a bound, no message has it."""
+    return message_id(milliseconds - 1, COUNTER_MAX, RANDOM_MAX)
+
+
+def milliseconds_of(time: datetime, field: str) -> int:
+    """Unix time of a moment from outside, rounded up; raises InvalidValue naming ``field``."""
+    if time.tzinfo is None:
+        raise InvalidValue.of(field, "needs a time zone, such as Z")
+    milliseconds = math.ceil(time.timestamp() * 1000)
+    if not 1 <= milliseconds <= MILLISECONDS_MAX:
+        raise InvalidValue.of(field, "is out of range")
+    return milliseconds
 
 
 def parse_message_id(text: str, field: str) -> MessageId:

@@ -75,6 +75,11 @@ def role_of(body: bytes) -> str:
     return body[9 : body.index(b'"', 9)].decode()
 
 
+def role_in(text: bytes) -> str:
+    """The role in such a text, without decoding it."""
+    return text[53 : text.index(b'"', 53)].decode()
+
+
 def is_pinned(text: bytes) -> bool:
     """Whether such a text is of a role that no window drops."""
     return text[53:].startswith((b'system"', b'developer"'))

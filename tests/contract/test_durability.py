@@ -111,3 +111,17 @@ async def test_a_repeated_turn_waits_for_the_archive_again(memory):
     async with flushing(memory):
         replayed = await memory.store.turns.begin(again)
     assert replayed.message_id is not None
+
+
+async def test_one_can_wait_until_a_session_is_archived(memory):
+    appended = await memory.store.transcripts.append(append("journaled"))
+    started = asyncio.get_running_loop().time()
+    session = await memory.store.sessions.get(ref(), wait_seconds=0.2)
+    assert asyncio.get_running_loop().time() - started < 2
+    if memory.name == "hybrid":
+        assert session.archived_through is None
+    async with flushing(memory):
+        session = await memory.store.sessions.get(ref(), wait_seconds=10)
+    archives = memory.name in {"postgres", "hybrid"}
+    assert session.archived_through == (appended.ids[-1] if archives else None)
+    assert session.last_id == appended.ids[-1]

@@ -5,7 +5,12 @@ import asyncio
 import msgspec
 import pytest
 
-from service.domain.errors import IdempotencyKeyReused, PreconditionFailed, SessionNotFound
+from service.domain.errors import (
+    IdempotencyKeyReused,
+    InvalidValue,
+    PreconditionFailed,
+    SessionNotFound,
+)
 from service.domain.messages import Content, MessageBody, Role, encode_body
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Create, Once, PageQuery
@@ -299,3 +304,35 @@ async def test_of_racing_appends_after_one_message_one_is_accepted(memory):
 async def append_after(memory: Kept, last_id, text: str):
     command = Append(ref=ref(), bodies=(said(text),), if_last_id=last_id)
     return (await memory.store.transcripts.append(command)).ids[-1]
+
+
+async def test_pages_can_be_of_one_role(memory):
+    for n in range(20):
+        await append(memory, f"q{n}")
+        await append(memory, f"a{n}", role="assistant")
+        if n == 12:
+            await memory.flush()
+    wanted = [f"a{n}" for n in range(20)]
+
+    assert await contents(memory, role="assistant") == wanted
+    assert await contents(memory, role="assistant", descending=True, limit=3) == wanted[:-4:-1]
+    assert await contents(memory, role="assistant", descending=True, limit=15) == wanted[:4:-1]
+    assert await contents(memory, role="tool") == []
+
+
+async def test_the_archive_alone_can_be_asked_where_there_is_one(memory):
+    await append(memory, "a", "b")
+    await memory.flush()
+    await append(memory, "c")
+    if memory.name in {"memory", "redis"}:
+        with pytest.raises(InvalidValue, match="no archive"):
+            await contents(memory, archive_only=True)
+        with pytest.raises(InvalidValue, match="no archive"):
+            await memory.store.transcripts.recent(ref(), last=5, archive_only=True)
+        return
+    archived = {"hybrid": ["a", "b"], "postgres": ["a", "b", "c"]}[memory.name]
+    assert await contents(memory, archive_only=True) == archived
+    recent = await memory.store.transcripts.recent(ref(), last=5, archive_only=True)
+    assert [message.content for message in recent.messages] == archived
+    with pytest.raises(SessionNotFound):
+        await contents(memory, "nobody", archive_only=True)

@@ -562,3 +562,14 @@ async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same():
     await asyncio.sleep(0)
     await asyncio.wait_for(ended(task), 5)
     assert task.cancelled()
+
+
+async def test_the_archive_answers_while_redis_is_away(settings, hybrid):
+    await append(hybrid, "a", "b")
+    await hybrid.flush()
+    away = msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0")
+    async with open_store(away, clock=SystemClock(), observer=Recorder()) as store:
+        query = PageQuery(limit=10, archive_only=True)
+        assert [m.content for m in await store.transcripts.page(ref(), query)] == ["a", "b"]
+        with pytest.raises(HotUnavailable):
+            await store.transcripts.page(ref(), PageQuery(limit=10))

@@ -46,8 +46,8 @@ async def filled(postgres) -> AsyncGenerator[asyncpg.Connection]:
     ("query", "arguments", "index"),
     [
         (archive.SESSION, PLACE, "sessions_pkey"),
-        (archive.PAGE_ASCENDING, (*PLACE, *BOUNDS, 50), "messages_pkey"),
-        (archive.PAGE_DESCENDING, (*PLACE, *BOUNDS, 50), "messages_pkey"),
+        (archive.PAGE_ASCENDING, (*PLACE, *BOUNDS, 50, None), "messages_pkey"),
+        (archive.PAGE_DESCENDING, (*PLACE, *BOUNDS, 50, None), "messages_pkey"),
         (archive.PINNED, (*PLACE, *BOUNDS, 50), "messages_pinned"),
         (archive.LIST, ("default", HIGHEST_ID, 50), "sessions_by_activity"),
         (archive.LIST_OF_USER, ("default", HIGHEST_ID, 50, "u7"), "sessions_by_user"),

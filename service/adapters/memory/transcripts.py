@@ -3,7 +3,7 @@
 from msgspec import UNSET
 
 from service.adapters.memory.store import HeldSession, MemoryStore, check_durability
-from service.domain.errors import SessionExists
+from service.domain.errors import InvalidValue, SessionExists
 from service.domain.ids import id_time
 from service.domain.messages import Message
 from service.domain.sessions import Session, SessionDocument, SessionRef
@@ -41,17 +41,24 @@ class MemoryTranscripts:
         return Appended(ids=call.ids, durability="volatile")
 
     async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
+        if query.archive_only:
+            raise _no_archive()
         found = [
             message
             for message in self._store.existing(ref).messages
             if (query.after is None or message.id > query.after)
             and (query.before is None or message.id < query.before)
+            and (query.role is None or message.role == query.role)
         ]
         if query.descending:
             found.reverse()
         return found[: query.limit]
 
-    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+    async def recent(
+        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
+    ) -> Recent:
+        if archive_only:
+            raise _no_archive()
         return self._store.recent(ref, last, None)
 
     async def clear(self, ref: SessionRef) -> None:
@@ -78,7 +85,8 @@ class MemorySessions:
         store.remember(ref, command.once, call)
         return Created(born_id=held.born_id, ttl=None)
 
-    async def get(self, ref: SessionRef) -> Session:
+    async def get(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
+        del wait_seconds  # There is no archive to wait for.
         return _session(ref, self._store.existing(ref))
 
     async def newest(self, query: SessionQuery) -> SessionsPage:
@@ -105,6 +113,10 @@ class MemorySessions:
     async def delete(self, ref: SessionRef) -> None:
         self._store.forget(ref)
         del self._store.sessions[ref]
+
+
+def _no_archive() -> InvalidValue:
+    return InvalidValue.of("consistency", "this store has no archive")
 
 
 def _session(ref: SessionRef, held: HeldSession) -> Session:

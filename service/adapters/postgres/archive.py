@@ -23,6 +23,7 @@ PAGE_ASCENDING: Final[LiteralString] = """
 SELECT id, body
 FROM messages
 WHERE session_key = $1 AND tenant = $2 AND id > $3 AND id < $4
+  AND ($6::text IS NULL OR role = $6)
 ORDER BY id
 LIMIT $5
 """
@@ -31,6 +32,7 @@ PAGE_DESCENDING: Final[LiteralString] = """
 SELECT id, body
 FROM messages
 WHERE session_key = $1 AND tenant = $2 AND id > $3 AND id < $4
+  AND ($6::text IS NULL OR role = $6)
 ORDER BY id DESC
 LIMIT $5
 """
@@ -104,6 +106,7 @@ async def find_page(
         max(above, query.after or ZERO_ID),
         query.before or HIGHEST_ID,
         query.limit,
+        query.role,
     )
     return [_text(row) for row in rows]
 

@@ -74,7 +74,8 @@ class PostgresSessions:
         )
         return await self._door.settled(lambda it: self._create(it, call, command))
 
-    async def get(self, ref: SessionRef) -> Session:
+    async def get(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
+        del wait_seconds  # What was accepted is archived.
         async with self._door.connection() as connection:
             found = await find_session(connection, ref)
         if found is None:

@@ -82,7 +82,10 @@ class PostgresTranscripts:
             texts = await find_page(connection, ref, query, above=session.cleared_through)
         return decode_messages(texts)
 
-    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+    async def recent(
+        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
+    ) -> Recent:
+        del archive_only  # There is nothing but the archive.
         # One snapshot: a clear beside it is seen in all of the answer or in none of it.
         async with (
             self._door.connection() as connection,

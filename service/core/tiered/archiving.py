@@ -26,14 +26,16 @@ class ArchiveWaits:
         self._waiting: dict[asyncio.Future[None], tuple[SessionRef, tuple[int, int]]] = {}
         self._looking: asyncio.Task[None] | None = None
 
-    async def until_archived(self, ref: SessionRef, message_id: MessageId) -> None:
+    async def until_archived(
+        self, ref: SessionRef, message_id: MessageId, *, seconds: float | None = None
+    ) -> None:
         """Raises ArchiveUnavailable at the time-out; the message stands as journaled."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = (ref, split_id(message_id))
         if self._looking is None:
             self._looking = owned_task(self._look(), name="archive-waits")
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._seconds if seconds is None else seconds):
                 await waiter
         except TimeoutError as error:
             raise ArchiveUnavailable(

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from service.core.tiered.archiving import ArchiveWaits
 from service.core.tiered.warming import Warming, moved_too_often, moves
-from service.domain.errors import SessionExists, SessionNotFound
+from service.domain.errors import ArchiveUnavailable, SessionExists, SessionNotFound
 from service.domain.ids import ZERO_ID, id_time
 from service.domain.messages import id_of
 from service.domain.sessions import Session, SessionDocument, SessionRef, decode_document
@@ -35,11 +36,13 @@ class TieredSessions:
         transcripts: HotTranscripts,
         archive: Archive | None,
         warming: Warming,
+        waits: ArchiveWaits | None,
     ) -> None:
         self._hot = hot
         self._transcripts = transcripts
         self._archive = archive
         self._warming = warming
+        self._waits = waits
 
     async def create(self, command: Create) -> Created:
         for _ in moves():
@@ -53,7 +56,19 @@ class TieredSessions:
                     await self._warming.know(command.ref, state)
         raise moved_too_often()
 
-    async def get(self, ref: SessionRef) -> Session:
+    async def get(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
+        session = await self._get(ref)
+        lags = session.archived_through != session.last_id and session.last_id is not None
+        if not (lags and wait_seconds and self._waits) or session.last_id is None:
+            return session
+        try:
+            await self._waits.until_archived(ref, session.last_id, seconds=wait_seconds)
+        except ArchiveUnavailable:
+            # The caller sees in the answer how far the archive is.
+            return session
+        return await self._get(ref)
+
+    async def _get(self, ref: SessionRef) -> Session:
         for _ in moves():
             state = await self._transcripts.read(ref, last=None)
             # The archive is read after the hot state: what was flushed in between is in its count.

@@ -6,7 +6,7 @@ from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID
-from service.domain.messages import Message, decode_messages, id_of
+from service.domain.messages import Message, decode_messages, id_of, role_in
 from service.domain.observations import HotRead, MessagesAppended
 from service.domain.sessions import SessionRef
 from service.ports import (
@@ -57,15 +57,21 @@ class TieredTranscripts:
         await self._waits.until_archived(command.ref, appended.ids[-1])
         return msgspec.structs.replace(appended, durability="archived")
 
-    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+    async def recent(
+        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
+    ) -> Recent:
+        if archive_only:
+            return await self._warming.archived_recent(ref, last=last)
         return await self._warming.recent(ref, last=last)
 
     async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
-        if query.descending and query.before is None and query.after is None:
+        if query.archive_only:
+            return await self._archived(ref, query)
+        if query == PageQuery(limit=query.limit, descending=True):
             return await self._newest(ref, query.limit)
 
         state = await self._hot.read(ref, last=None)
-        held = [text for text in state.messages if _between(text, query)]
+        held = [text for text in state.messages if _matches(text, query)]
         if state.exists and _held_answers(state, query, len(held)):
             self._observer.observe(HotRead(result="hit"))
             texts = held[::-1] if query.descending else held
@@ -83,6 +89,12 @@ class TieredTranscripts:
                 raise SessionNotFound
             await self._warming.know(ref, result.state)
         raise moved_too_often()
+
+    async def _archived(self, ref: SessionRef, query: PageQuery) -> list[Message]:
+        archive = self._warming.archive_to_ask()
+        if await archive.session(ref) is None:
+            raise SessionNotFound
+        return decode_messages(await archive.page(ref, query, above=ZERO_ID))
 
     async def _newest(self, ref: SessionRef, limit: int) -> list[Message]:
         recent = await self._warming.recent(ref, last=limit)
@@ -106,6 +118,7 @@ class TieredTranscripts:
             descending=query.descending,
             after=query.after,
             before=below or query.before or state.floor,
+            role=query.role,
         )
         if query.descending:
             newest_first = held[::-1][: query.limit]
@@ -117,10 +130,12 @@ class TieredTranscripts:
         return [*rows, *held][: query.limit]
 
 
-def _between(text: bytes, query: PageQuery) -> bool:
+def _matches(text: bytes, query: PageQuery) -> bool:
     identity = id_of(text)
-    return (query.after is None or identity > query.after) and (
-        query.before is None or identity < query.before
+    return (
+        (query.after is None or identity > query.after)
+        and (query.before is None or identity < query.before)
+        and (query.role is None or role_in(text) == query.role)
     )
 
 

@@ -9,11 +9,11 @@ import msgspec
 
 from service.core.tiered.merging import covers, hot_recent, merged_recent
 from service.domain.context import BUFFER_MESSAGES_MAX
-from service.domain.errors import ContextTooLarge, Overloaded
+from service.domain.errors import ContextTooLarge, InvalidValue, Overloaded
 from service.domain.ids import HIGHEST_ID, ZERO_ID
-from service.domain.messages import decode_messages, id_of, is_pinned
+from service.domain.messages import decode_messages, id_of, is_pinned, newest
 from service.domain.observations import HotRead
-from service.domain.sessions import SessionRef
+from service.domain.sessions import SessionRef, decode_document
 from service.ports import (
     Archive,
     ArchivedSession,
@@ -56,6 +56,31 @@ class Warming:
         if self._archive is None:
             raise AssertionError("a store without an archive is never cold")
         return self._archive
+
+    def archive_to_ask(self) -> Archive:
+        """For who asks for the archive by name. Raises InvalidValue where there is none."""
+        if self._archive is None:
+            raise InvalidValue.of("consistency", "this store has no archive")
+        return self._archive
+
+    async def archived_recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+        """What the archive alone has; nothing is filled."""
+        archive = self.archive_to_ask()
+        session = await archive.session(ref)
+        pinned = await archive.pinned(ref, above=ZERO_ID, below=HIGHEST_ID)
+        limit = BUFFER_MESSAGES_MAX if last is None else last + len(pinned)
+        query = PageQuery(limit=limit, descending=True)
+        texts = await archive.page(ref, query, above=ZERO_ID)
+        messages = newest(decode_messages(texts[::-1]), last)
+        first = messages[0].id if messages else HIGHEST_ID
+        return Recent(
+            exists=session is not None,
+            user_id=session.user_id if session else None,
+            document=decode_document(session.document if session else b""),
+            messages=tuple(messages),
+            pinned=tuple(m for m in decode_messages(pinned) if m.id < first),
+            ttl=None,
+        )
 
     async def know(self, ref: SessionRef, seen: HotState) -> ArchivedSession | None:
         """Take in owner, settings and existence from the archive."""
