@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import deque
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 import uvicorn
@@ -25,6 +25,9 @@ class Reply(msgspec.Struct, kw_only=True):
     """The raw body, in place of everything above."""
     until: asyncio.Event | None = None
     """The answer waits for it."""
+    delay_seconds: float = 0
+    drop: Literal["before_headers", "in_body"] | None = None
+    """Where the connection breaks."""
 
 
 class ModelServer:
@@ -32,7 +35,7 @@ class ModelServer:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
-        self.authorizations: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self._script: deque[Reply] = deque()
         config = uvicorn.Config(
             self._app,
@@ -75,10 +78,14 @@ class ModelServer:
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         request = json.loads(await _body(receive))
         self.requests.append(request)
-        self.authorizations.append(dict(scope["headers"]).get(b"authorization", b"").decode())
+        self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
         reply = self._script.popleft() if self._script else _echo(request)
         if reply.until is not None:
             await reply.until.wait()
+        await asyncio.sleep(reply.delay_seconds)
+        if reply.drop == "before_headers":
+            return await self._hang_up(scope, receive)
+
         headers = {"content-type": "application/json"} | reply.headers
         await send(
             {
@@ -88,7 +95,19 @@ class ModelServer:
             }
         )
         body = reply.body if reply.body is not None else _completion(request, reply)
-        await send({"type": "http.response.body", "body": body})
+        if reply.drop == "in_body":
+            half = body[: len(body) // 2]
+            await send({"type": "http.response.body", "body": half, "more_body": True})
+            return await self._hang_up(scope, receive)
+        return await send({"type": "http.response.body", "body": body})
+
+    async def _hang_up(self, scope: Any, receive: Any) -> None:
+        for connection in self._server.server_state.connections:
+            if connection.transport.get_extra_info("peername") == tuple(scope["client"]):
+                connection.transport.abort()
+        # Until uvicorn knows, it would answer for us.
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 async def _body(receive: Any) -> bytes:

@@ -39,18 +39,19 @@ class OpenAIModel:
         self._settings = settings
         self._observer = observer
         self._opening = asyncio.Lock()
+        self._closed = False
         self._client: openai.AsyncOpenAI | None = None
 
     async def open(self) -> None:
-        """Import and connect nothing yet; done by the first call otherwise."""
-        async with self._opening:
-            if self._client is None:
-                await asyncio.to_thread(import_module, "openai")
-                self._client = _make_client(self._settings)
+        """Import the package, connect nothing yet; done by the first call otherwise."""
+        await self._opened()
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        """Close the connections for good; calls after it raise ModelUnavailable."""
+        self._closed = True
+        async with self._opening:
+            if self._client is not None:
+                await self._client.close()
 
     async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
         started = time.monotonic()
@@ -60,6 +61,9 @@ class OpenAIModel:
             outcome, usage = "ok", answer.usage
         except ChatMemoryError as error:
             outcome = error.code
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
             raise
         finally:
             self._observer.observe(
@@ -83,14 +87,9 @@ class OpenAIModel:
 
     async def _post(self, body: Mapping[str, Any], deadline_seconds: float) -> bytes:
         """One call with the client's retries; returns the body of its 2xx answer."""
-        if self._client is None:
-            await self.open()
-        openai = import_module("openai")
+        client = await self._opened()
         faults = import_module("service.adapters.openai.faults")
         httpx = import_module("httpx2")
-        client = self._client
-        if client is None:
-            raise ModelUnavailable("The model's client is closed.")
         try:
             # The low-level call: the typed one walks over every message of the window.
             response = await client.post(
@@ -99,9 +98,18 @@ class OpenAIModel:
                 body=body,
                 options={"timeout": self._timeout(deadline_seconds)},
             )
-        except openai.APIError as error:
+        except Exception as error:
             raise faults.translated(error) from error
         return response.content
+
+    async def _opened(self) -> "openai.AsyncOpenAI":
+        async with self._opening:
+            if self._closed:
+                raise ModelUnavailable("The model's client is closed.")
+            if self._client is None:
+                await asyncio.to_thread(import_module, "openai")
+                self._client = _make_client(self._settings)
+            return self._client
 
     def _timeout(self, deadline_seconds: float) -> Any:
         connect = min(self._settings.connect_seconds, deadline_seconds)
@@ -141,9 +149,11 @@ def _make_client(settings: ModelSettings) -> "openai.AsyncOpenAI":
             timeout=httpx.Timeout(None, connect=settings.connect_seconds),
         ),
     )
-    # What the environment says beside our settings does not count.
+    # What the environment says beside our settings does not count. Its OPENAI_CUSTOM_HEADERS would
+    # even replace the key, and the client has no option against them.
     client.organization = None
     client.project = None
+    client._custom_headers = {}  # noqa: SLF001  # See above.
     return client
 
 
@@ -152,6 +162,7 @@ def _body(prompt: Prompt) -> dict[str, Any]:
     if prompt.temperature is not None:
         body["temperature"] = prompt.temperature
     if prompt.max_output_tokens is not None:
-        # The name that OpenAI's newer models insist on; other servers read it as well.
+        # OpenAI's reasoning models refuse max_tokens; llama.cpp's server reads both and prefers
+        # this one. Never both: OpenAI refuses that too.
         body["max_completion_tokens"] = prompt.max_output_tokens
     return body

@@ -1,12 +1,15 @@
 """The model's troubles as errors of the domain. No prompt, key, address or server text in them."""
 
+import math
 import re
+import time
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
 import openai
 
-from service.adapters.openai.wire import read_error_code
+from service.adapters.openai.wire import read_error_names
 from service.domain.errors import (
     ChatMemoryError,
     ContextTooLarge,
@@ -18,10 +21,11 @@ from service.domain.errors import (
 CONTEXT_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 RETRY_AFTER_SECONDS_MAX: Final = 60
 
-_CODE: Final = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_NAME: Final = re.compile(r"[a-z0-9_.-]{1,64}")
+_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
-def translated(error: openai.APIError) -> ChatMemoryError:
+def translated(error: Exception) -> ChatMemoryError:
     """The domain's error for one of the client's, after its retries."""
     match error:
         case openai.APITimeoutError():
@@ -30,24 +34,39 @@ def translated(error: openai.APIError) -> ChatMemoryError:
             return ModelUnavailable("The model's server cannot be reached.")
         case openai.APIStatusError():
             return _of_status(error)
-        case _:
+        case openai.APIError():
             return ModelError("The model's answer cannot be read.", retryable=True)
+        case _:
+            # A key that is no header value, a port that is none: the client lets those through as
+            # they are, some with the key in their words.
+            return ModelError(f"The model cannot be asked: {type(error).__name__}.")
 
 
 def _of_status(error: openai.APIStatusError) -> ChatMemoryError:
     status = error.status_code
-    code = read_error_code(error.response.content)
-    if code in CONTEXT_CODES:
+    names = read_error_names(error.response.content)
+    if not CONTEXT_CODES.isdisjoint(names):
         return ContextTooLarge("The conversation is longer than the model's context.")
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return ModelUnavailable(
             "The model's server is at its rate limit.", retry_after_seconds=_retry_after(error)
         )
-    said = f", {code}" if _CODE.fullmatch(code) else ""
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        return ModelTimeout("The model's server did not get the question in time.")
+    said = next((f", {name}" for name in names if _NAME.fullmatch(name)), "")
     detail = f"The model's server answered with status {status}{said}."
-    return ModelError(detail, retryable=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+    passing = status == HTTPStatus.CONFLICT or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return ModelError(detail, retryable=passing)
 
 
 def _retry_after(error: openai.APIStatusError) -> int:
+    """Whole seconds of the server's Retry-After, which is a number or a date; else one."""
     text = error.response.headers.get("retry-after", "")
-    return min(max(int(text), 1), RETRY_AFTER_SECONDS_MAX) if text.isdecimal() else 1
+    if _SECONDS.fullmatch(text):
+        seconds = float(text)
+    else:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            seconds = 1
+    return math.ceil(min(max(seconds, 1), RETRY_AFTER_SECONDS_MAX))

@@ -1,25 +1,30 @@
 """What a Chat Completions server answers, as far as it is read here."""
 
-from typing import Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from service.domain.errors import ModelError
+from service.domain.messages import contains_nul
 from service.domain.turns import Answer, Usage
+
+TOKENS_MAX: Final = 2**31 - 1
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
 
 
 class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: _Tokens | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
+    total_tokens: _Tokens | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -38,12 +43,12 @@ class _Choice(msgspec.Struct):
 class _Completion(msgspec.Struct):
     choices: list[_Choice]
     model: str | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = msgspec.Raw()
 
 
 class _ErrorBody(msgspec.Struct):
-    code: str | int | None = None
-    type: str | None = None
+    code: Any = None
+    type: Any = None
 
 
 class _ErrorDocument(msgspec.Struct):
@@ -65,29 +70,39 @@ def read_answer(content: bytes, asked_model: str) -> Answer:
     tool_calls = choice.message.tool_calls or None
     if not text and tool_calls is None:
         raise ModelError("The model's answer is empty.", retryable=True)
+    if contains_nul(tool_calls):
+        raise ModelError("The model's tool calls contain NUL characters.", retryable=True)
     return Answer(
-        content=text or None,
+        content=_storable(text) if text else None,
         tool_calls=tool_calls,
         complete=choice.finish_reason not in {"length", "content_filter"},
         usage=_read_usage(completion.usage),
-        model=completion.model or asked_model,
+        model=_storable(completion.model) if completion.model else asked_model,
     )
 
 
-def read_error_code(content: bytes) -> str:
-    """The code or type that the server gave its error; empty where it gave none."""
+def read_error_names(content: bytes) -> list[str]:
+    """The code and the type that the server gave its error, as far as they are words."""
     try:
         document = msgspec.json.decode(content, type=_ErrorDocument)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
+        return []
     if document.error is None:
-        return ""
-    code = document.error.code
-    return code if isinstance(code, str) and code else document.error.type or ""
+        return []
+    names = (document.error.code, document.error.type)
+    return [name.lower() for name in names if isinstance(name, str)]
 
 
-def _read_usage(usage: _Usage | None) -> Usage:
-    if usage is None:
+def _storable(text: str) -> str:
+    """The text without NUL characters, which PostgreSQL refuses: no caller is there to blame."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _read_usage(raw: msgspec.Raw) -> Usage:
+    """Counts that are missing or make no sense cost nobody an answer: they are zero."""
+    try:
+        usage = msgspec.json.decode(raw, type=_Usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Usage()
     asked, answered = usage.prompt_tokens or 0, usage.completion_tokens or 0
     cached = usage.prompt_tokens_details

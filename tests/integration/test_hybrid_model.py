@@ -1,0 +1,300 @@
+"""The hybrid store against the plain store in memory: the same calls must have the same outcomes.
+
+Between the calls the hybrid store is flushed, loses its archived hot state whole or in part as by
+expiry and eviction, and its Redis is killed and started again. A failing run names its seed.
+"""
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from service.dev.valkey import EmbeddedValkey
+from service.domain.context import ContextOptions
+from service.domain.errors import ChatMemoryError, HotUnavailable
+from service.domain.ids import TurnId
+from service.domain.messages import Role
+from service.domain.sessions import SessionDocument, SessionRef
+from service.ports import (
+    Append,
+    Begin,
+    Begun,
+    Create,
+    Finish,
+    Once,
+    PageQuery,
+    Replayed,
+    SessionQuery,
+)
+from service.settings import Settings
+from tests.support.polling import eventually
+from tests.support.stores import Kept, kept, said
+
+STEPS = 250
+SESSIONS = [SessionRef("default", name) for name in ("a", "b", "c")]
+USERS = [None, None, "ada", "eve"]
+DOCUMENTS = [
+    SessionDocument(),
+    SessionDocument(metadata={"n": 1}),
+    SessionDocument(context=ContextOptions(strategy="window", last=3)),
+]
+
+
+@pytest.fixture(scope="module")
+async def valkey(tmp_path_factory) -> AsyncGenerator[EmbeddedValkey]:
+    """A Redis of these tests' own, to be killed."""
+    server = EmbeddedValkey(tmp_path_factory.mktemp("valkey"), appendfsync="everysec")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+class Pair:
+    """Both stores, what was said so far, and one random source."""
+
+    def __init__(self, seed: int, hybrid: Kept, model: Kept, redis: Redis, valkey: EmbeddedValkey):
+        self.random = random.Random(seed)
+        self.hybrid = hybrid
+        self.model = model
+        self.redis = redis
+        self.valkey = valkey
+        self.said = 0
+        self.calls = 0
+
+    async def both(self, call: Callable[[Kept], Awaitable[Any]]) -> None:
+        """Make one call on both stores; their outcomes must be the same."""
+        expected, found = await outcome(call, self.model), await outcome(call, self.hybrid)
+        assert found == expected
+
+    async def step(self) -> None:
+        steps = [
+            *(8 * [self.append]),
+            *(6 * [self.read]),
+            *(3 * [self.turn]),
+            *(3 * [self.flush]),
+            *(2 * [self.look]),
+            self.failed_turn,
+            self.create,
+            self.replace,
+            self.clear,
+            self.delete,
+            self.list,
+            self.evict,
+            self.lose_all,
+        ]
+        await self.random.choice(steps)()
+
+    def new_text(self) -> str:
+        self.said += 1
+        return f"m{self.said}"
+
+    @property
+    def ref(self) -> SessionRef:
+        return self.random.choice(SESSIONS)
+
+    async def append(self) -> None:
+        role: Role = self.random.choice(["user", "assistant", "user", "system"])
+        count = self.random.choice([1, 1, 2, 9])
+        command = Append(
+            ref=self.ref,
+            bodies=tuple(said(self.new_text(), role) for _ in range(count)),
+            user_id=self.random.choice(USERS),
+            once=self.once("append"),
+        )
+        times = self.random.choice([1, 1, 2]) if command.once else 1
+        for _ in range(times):
+
+            async def call(kept: Kept) -> Any:
+                return (await kept.store.transcripts.append(command)).replayed
+
+            await self.both(call)
+
+    async def read(self) -> None:
+        ref, last = self.ref, self.random.choice([None, 1, 3, 8, 30])
+        limit = self.random.choice([1, 4, 11, 1000])
+        descending = self.random.random() < 0.5
+
+        async def recent(kept: Kept) -> Any:
+            found = await kept.store.transcripts.recent(ref, last=last)
+            texts = [m.content for m in found.messages], [m.content for m in found.pinned]
+            return found.exists, found.user_id, found.document, *texts
+
+        async def pages(kept: Kept) -> Any:
+            texts, cursor = [], None
+            while True:
+                query = PageQuery(
+                    limit=limit,
+                    descending=descending,
+                    before=cursor if descending else None,
+                    after=None if descending else cursor,
+                )
+                page = await kept.store.transcripts.page(ref, query)
+                texts += [message.content for message in page]
+                if len(page) < limit:
+                    return texts
+                cursor = page[-1].id
+
+        await self.both(self.random.choice([recent, pages]))
+
+    async def look(self) -> None:
+        ref = self.ref
+
+        async def call(kept: Kept) -> Any:
+            session = await kept.store.sessions.get(ref)
+            return session.user_id, session.document, session.message_count, bool(session.last_id)
+
+        await self.both(call)
+
+    async def list(self) -> None:
+        user = self.random.choice(USERS)
+
+        async def call(kept: Kept) -> Any:
+            query = SessionQuery(tenant="default", limit=10, user_id=user)
+            page = await kept.store.sessions.newest(query)
+            return {(session.id, session.message_count) for session in page.items}
+
+        await self.both(call)
+
+    async def create(self) -> None:
+        command = Create(
+            ref=self.ref,
+            user_id=self.random.choice(USERS),
+            document=self.random.choice(DOCUMENTS),
+            once=self.once("create"),
+        )
+
+        async def call(kept: Kept) -> Any:
+            return (await kept.store.sessions.create(command)).replayed
+
+        await self.both(call)
+
+    async def replace(self) -> None:
+        ref, old, new = self.ref, *self.random.choices(DOCUMENTS, k=2)
+        if old != new:
+            await self.both(lambda kept: kept.store.sessions.replace(ref, old, new))
+
+    async def clear(self) -> None:
+        ref = self.ref
+        await self.both(lambda kept: kept.store.transcripts.clear(ref))
+
+    async def delete(self) -> None:
+        ref = self.ref
+        await self.both(lambda kept: kept.store.sessions.delete(ref))
+
+    async def turn(self) -> None:
+        begin, finish = self.new_turn(self.once("chat"))
+        await self.both(lambda kept: run(kept, begin, finish))
+        if begin.once and self.random.random() < 0.5:
+            await self.both(lambda kept: run(kept, begin, finish))
+
+    async def failed_turn(self) -> None:
+        self.calls += 1
+        begin, finish = self.new_turn(Once(operation="chat", key=str(self.calls), fingerprint="f"))
+
+        async def fail(kept: Kept) -> Any:
+            begun = await kept.store.turns.begin(begin)
+            await kept.store.turns.fail(finish)
+            return isinstance(begun, Begun)
+
+        await self.both(fail)
+        for _ in range(self.random.randrange(4)):
+            await self.random.choice([self.append, self.flush, self.clear, self.delete])()
+        await self.both(lambda kept: run(kept, begin, finish))
+
+    def new_turn(self, once: Once | None) -> tuple[Begin, Finish]:
+        self.calls += 1
+        ref, name = self.ref, f"turn{self.calls}"
+        begin = Begin(
+            ref=ref,
+            turn_id=TurnId(name),
+            body=said(self.new_text()),
+            last=self.random.choice([None, 1, 5, 40]),
+            session_last=self.random.random() < 0.5,
+            user_id=self.random.choice(USERS),
+            once=once,
+            lease_token=name,
+        )
+        finish = Finish(
+            ref=ref,
+            turn_id=TurnId(name),
+            lease_token=name,
+            body=said(self.new_text(), "assistant"),
+            result=name.encode(),
+            once=once,
+        )
+        return begin, finish
+
+    def once(self, operation: str) -> Once | None:
+        if self.random.random() < 0.5:
+            return None
+        self.calls += 1
+        return Once(operation=operation, key=str(self.calls), fingerprint="f")
+
+    async def flush(self) -> None:
+        await self.hybrid.flush()
+
+    async def evict(self) -> None:
+        """Lose some keys that may be lost: those with a lifetime, but for records of calls."""
+        keys = [key async for key in self.redis.scan_iter("{cm:*") if b":once:" not in key]
+        for key in self.random.sample(keys, k=len(keys) // 2):
+            if await self.redis.pttl(key) > 0:
+                await self.redis.delete(key)
+
+    async def lose_all(self) -> None:
+        """Everything archived expires at once."""
+        await self.hybrid.flush()
+        for pattern in ("*:head:*", "*:tail:*", "*:pins:*"):
+            async for key in self.redis.scan_iter(pattern):
+                assert await self.redis.pttl(key) > 0
+                await self.redis.delete(key)
+
+    async def restart_redis(self) -> None:
+        await self.valkey.kill()
+        await self.valkey.start()
+
+        async def back() -> bool:
+            try:
+                await self.hybrid.flush()
+            except HotUnavailable:
+                return False
+            return True
+
+        await eventually(back, within_seconds=10)
+
+
+async def outcome(call: Callable[[Kept], Awaitable[Any]], kept: Kept) -> Any:
+    try:
+        return await call(kept)
+    except ChatMemoryError as error:
+        return type(error)
+
+
+async def run(kept: Kept, begin: Begin, finish: Finish) -> Any:
+    begun = await kept.store.turns.begin(begin)
+    if isinstance(begun, Replayed):
+        return begun.result
+    shown = [message.content for message in begun.history.messages]
+    pinned = [message.content for message in begun.history.pinned]
+    finished = await kept.store.turns.finish(finish)
+    return shown, pinned, begun.history.document, finished.outcome
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_hybrid_store_behaves_like_the_plain_one(seed, database_url, valkey):
+    hybrid_settings = Settings(database_url=database_url, redis_url=valkey.url, hot_messages_max=10)
+    async with (
+        Redis.from_url(valkey.url, protocol=2) as redis,
+        kept(Settings(store="memory")) as model,
+    ):
+        await redis.flushdb()
+        async with kept(hybrid_settings) as hybrid:
+            pair = Pair(seed, hybrid, model, redis, valkey)
+            for step in range(STEPS):
+                await pair.step()
+                if step == STEPS // 2:
+                    await pair.restart_redis()
+            for _ in range(10):
+                await pair.read()
+                await pair.look()
