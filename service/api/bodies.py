@@ -155,4 +155,5 @@ class SessionPatchBody(RequestBody, frozen=True, kw_only=True):
     ttl_seconds: int | UnsetType | None = UNSET
 
     def changes(self) -> dict[str, Any]:
-        return msgspec.to_builtins(self)
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in given.items() if value is not UNSET}

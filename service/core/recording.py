@@ -13,8 +13,8 @@ from service.domain.messages import (
     BATCH_MESSAGES_MAX,
     METADATA_BYTES_MAX,
     MessageBody,
+    check_json,
     check_message,
-    contains_nul,
 )
 from service.domain.sessions import (
     TTL_SECONDS_MAX,
@@ -102,6 +102,8 @@ class Recording:
     async def patch(self, ref: SessionRef, changes: dict[str, Any]) -> Session:
         """Apply a merge patch (RFC 7396) to the session's document."""
         check_session(ref)
+        for name, value in changes.items():
+            check_json(value, name)
         for _ in range(REPLACE_ATTEMPTS_MAX):
             session = await self._sessions.get(ref)
             document = patched(session.document, changes)
@@ -124,13 +126,12 @@ def check_session(ref: SessionRef) -> None:
 def check_document(document: SessionDocument) -> None:
     """Raises InvalidValue naming the field and the limit."""
     if document.metadata is not None:
+        check_json(document.metadata, "metadata")
         size = len(msgspec.json.encode(document.metadata))
         if size > METADATA_BYTES_MAX:
             raise InvalidValue.of(
                 "metadata", f"must be at most {METADATA_BYTES_MAX} bytes of JSON, is {size}"
             )
-        if contains_nul(document.metadata):
-            raise InvalidValue.of("metadata", "must not contain NUL characters")
     check_options(document.context, "context")
     ttl = document.ttl_seconds
     if ttl is not None and not TTL_SECONDS_MIN <= ttl <= TTL_SECONDS_MAX:

@@ -17,10 +17,10 @@ PINNED_ROLES: Final[frozenset[str]] = frozenset({"system", "developer"})
 """Roles that no window drops."""
 
 METADATA_BYTES_MAX: Final = 16 * 1024
+JSON_DEPTH_MAX: Final = 64
+"""Objects and lists within one another in free JSON."""
 BATCH_MESSAGES_MAX: Final = 1000
 """Messages in one append."""
-
-_ESCAPED_NUL: Final = b"\\u0000"
 
 
 class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,10 +101,7 @@ def check_message(body: MessageBody, field: str, *, bytes_max: int) -> bytes:
     if body.role == "tool" and body.tool_call_id is None:
         raise InvalidValue.of(f"{prefix}tool_call_id", "is required for the role tool")
 
-    encoded = encode_body(body)
-    if _ESCAPED_NUL in encoded:
-        _check_nul(body, prefix)
-    return encoded
+    return encode_body(body)
 
 
 def check_text(text: str, field: str, *, bytes_max: int) -> str:
@@ -133,17 +130,29 @@ def newest(messages: Sequence[Message], last: int | None) -> Sequence[Message]:
     return messages
 
 
-def contains_nul(value: object) -> bool:
-    match value:
-        case str():
-            return "\x00" in value
-        case dict():
-            items = cast("dict[str, object]", value)
-            return any("\x00" in key or contains_nul(item) for key, item in items.items())
-        case list() | tuple():
-            return any(contains_nul(item) for item in cast("Sequence[object]", value))
-        case _:
-            return False
+def check_json(value: object, field: str) -> None:
+    """Accept free JSON of a caller's; raises InvalidValue for deep nesting and NUL characters.
+
+    Without recursion: what it checks may be deeper than Python can go.
+    """
+    waiting: list[tuple[object, int]] = [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        match item:
+            case str():
+                if "\x00" in item:
+                    raise InvalidValue.of(field, "must not contain NUL characters")
+                continue
+            case dict():
+                pairs = cast("dict[str, object]", item)
+                inner = [*pairs.keys(), *pairs.values()]
+            case list():
+                inner = cast("list[object]", item)
+            case _:
+                continue
+        if depth > JSON_DEPTH_MAX:
+            raise InvalidValue.of(field, f"must not nest deeper than {JSON_DEPTH_MAX}")
+        waiting += ((one, depth + 1) for one in inner)
 
 
 def _check_content(body: MessageBody, field: str, bytes_max: int) -> None:
@@ -164,6 +173,8 @@ def _check_content_text(body: MessageBody, text: str, field: str, bytes_max: int
     size = len(text.encode())
     if size > bytes_max:
         raise InvalidValue.of(field, f"must be at most {bytes_max} bytes, is {size}")
+    if "\x00" in text:
+        raise InvalidValue.of(field, "must not contain NUL characters")
 
 
 def _check_parts(parts: list[dict[str, Any]], field: str, bytes_max: int) -> None:
@@ -178,18 +189,12 @@ def _check_parts(parts: list[dict[str, Any]], field: str, bytes_max: int) -> Non
 def _check_size(value: object, field: str, bytes_max: int) -> None:
     if value is None:
         return
+    check_json(value, field)
     size = len(_encoder.encode(value))
     if size > bytes_max:
         raise InvalidValue.of(field, f"must be at most {bytes_max} bytes of JSON, is {size}")
 
 
 def _check_label(text: str | None, field: str) -> None:
-    if text is not None and not 1 <= len(text.encode()) <= ID_BYTES_MAX:
-        raise InvalidValue.of(field, f"must be 1 to {ID_BYTES_MAX} bytes of UTF-8")
-
-
-def _check_nul(body: MessageBody, prefix: str) -> None:
-    # The bytes may also stem from a text that spells the escape out, which is lawful.
-    for name in ("content", "name", "tool_calls", "tool_call_id", "metadata"):
-        if contains_nul(getattr(body, name)):
-            raise InvalidValue.of(f"{prefix}{name}", "must not contain NUL characters")
+    if text is not None:
+        check_text(text, field, bytes_max=ID_BYTES_MAX)

@@ -523,6 +523,26 @@ async def test_json_that_nests_too_deep_is_400(api):
         problem(response, 400, "invalid_request", "body")
 
 
+@pytest.mark.parametrize("depth", [65, 400, 900])
+async def test_free_json_that_nests_too_deep_is_refused_by_field(api, depth):
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = {"a": deep}
+    await append(api, "s", "x")
+    made = await api.http.post("/v1/sessions", json={"metadata": deep})
+    problem(made, 422, "invalid_value", "metadata")
+    changed = await api.http.patch("/v1/sessions/s", json={"metadata": deep})
+    problem(changed, 422, "invalid_value", "metadata")
+    changed = await api.http.patch("/v1/sessions/s", json={"context": deep})
+    problem(changed, 422, "invalid_value", "context")
+    for field in ("metadata", "tool_calls", "content"):
+        value = deep if field == "metadata" else [{"type": "text", "deep": deep}]
+        message = {"role": "user", "content": "x"} | {field: value}
+        body = {"messages": [message]}
+        response = await api.http.post("/v1/sessions/s/messages", json=body)
+        problem(response, 422, "invalid_value", f"messages[0].{field}")
+
+
 @pytest.mark.parametrize(
     "media_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
 )

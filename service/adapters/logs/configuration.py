@@ -6,6 +6,8 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from service.adapters.logs.exceptions import without_values
+
 QUIET_LOGGERS: Final = ("httpx2", "httpcore2", "openai", "uvicorn.access", "uvicorn.error")
 
 
@@ -18,9 +20,10 @@ def configure(
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        without_values,
     ]
     renderers: list[Any] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.JSONRenderer()]
         if style == "json"
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
