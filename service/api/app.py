@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litestar import Litestar, Response, get
+from litestar import Litestar
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
@@ -10,10 +10,10 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 
 from service.api.conversations import SessionChat, TwoLines
 from service.api.documentation import (
+    document_route,
     documentation_asset,
     documentation_page,
     openapi_config,
-    openapi_document,
 )
 from service.api.health import live, ready
 from service.api.middleware import Deadline, Edge
@@ -34,30 +34,29 @@ def create_app(
 
 
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
-    """The application without its edge: for the OpenAPI document and its lifespan."""
+    """The application without its edge."""
     routes: list[ControllerRouterHandler] = [TwoLines, SessionChat, Sessions, Messages, live, ready]
-    if settings.docs:
-        routes += (documentation_page, documentation_asset, openapi_json)
-    return Litestar(
-        route_handlers=routes,
-        dependencies={
+    common: dict[str, Any] = {
+        "dependencies": {
             "use_cases": Provide(lambda: use_cases, sync_to_thread=False, use_cache=True),
             "readiness": Provide(lambda: readiness, sync_to_thread=False, use_cache=True),
         },
-        middleware=[DefineMiddleware(Deadline, seconds=settings.request_seconds)],
-        request_class=StrictRequest,
-        request_max_body_size=settings.body_bytes_max,
-        before_request=refuse_unknown_parameters,
-        exception_handlers={
+        "middleware": [DefineMiddleware(Deadline, seconds=settings.request_seconds)],
+        "request_class": StrictRequest,
+        "request_max_body_size": settings.body_bytes_max,
+        "before_request": refuse_unknown_parameters,
+        "exception_handlers": {
             ChatMemoryError: answer_domain_error,
             HTTPException: answer_http_error,
             Exception: answer_unexpected,
         },
-        openapi_config=openapi_config(settings.version),
-        logging_config=None,
-    )
-
-
-@get("/openapi.json", include_in_schema=False)
-async def openapi_json(request: StrictRequest) -> Response[dict[str, Any]]:
-    return Response(openapi_document(request.app))
+        "logging_config": None,
+    }
+    pages: list[ControllerRouterHandler] = []
+    if settings.docs:
+        # Described by an application that is not served: Litestar adds pages of its own, which load
+        # from a CDN, to every application that has a document.
+        config = openapi_config(settings.version)
+        described = Litestar(route_handlers=routes, openapi_config=config, **common)
+        pages = [documentation_page, documentation_asset, document_route(described)]
+    return Litestar(route_handlers=[*routes, *pages], openapi_config=None, **common)

@@ -1,23 +1,19 @@
 """The OpenAPI document's problem responses, and the pages for people, without the internet."""
 
 from collections import defaultdict
+from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from litestar import MediaType, Response, get
+from litestar import Litestar, MediaType, Response, get
 from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
 
-from service.api.bodies import (
-    AppendBody,
-    ChatBody,
-    SessionBody,
-    SessionPatchBody,
-    TwoLineChatBody,
-)
+from service.api.document import openapi_document
 from service.api.problems import PROBLEM_MEDIA_TYPE, STATUS_OF, Problem
 
 STORE_PROBLEMS: Final = ("hot_unavailable", "archive_unavailable", "overloaded")
@@ -34,8 +30,6 @@ CHAT_PROBLEMS: Final = (
     *("model_error", "model_unavailable", "model_timeout"),
     *CREATE_PROBLEMS,
 )
-
-REQUEST_BODIES: Final = (TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody)
 
 ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -118,11 +112,15 @@ async def documentation_asset(name: FromPath[str]) -> Response[bytes]:
     )
 
 
-def openapi_document(app: Any) -> dict[str, Any]:
-    """Litestar's document with the request bodies as msgspec describes them: with their limits."""
-    document: dict[str, Any] = app.openapi_schema.to_schema()
-    _, schemas = msgspec.json.schema_components(
-        REQUEST_BODIES, ref_template="#/components/schemas/{name}"
-    )
-    document["components"]["schemas"] |= schemas
-    return document
+def document_route(described: Litestar) -> HTTPRouteHandler:
+    """The route of the document of another application; it is made at the first request."""
+
+    @cache
+    def document() -> bytes:
+        return msgspec.json.encode(openapi_document(described))
+
+    @get("/openapi.json", include_in_schema=False)
+    async def openapi_json() -> Response[bytes]:
+        return Response(document(), media_type=MediaType.JSON)
+
+    return openapi_json

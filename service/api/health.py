@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 from litestar import Response, get
+from litestar.openapi.datastructures import ResponseSpec
 
 from service.api.use_cases import InjectedReadiness
 from service.core.readiness import DependencyHealth, Health, Mode
@@ -27,7 +28,11 @@ async def live() -> LiveView:
 
 
 @get(
-    "/health/ready", operation_id="get_readiness", summary="Does it want traffic?", tags=["Health"]
+    "/health/ready",
+    operation_id="get_readiness",
+    summary="Does it want traffic?",
+    tags=["Health"],
+    responses={503: ResponseSpec(ReadyView, description="Not now", generate_examples=False)},
 )
 async def ready(readiness: InjectedReadiness) -> Response[ReadyView]:
     """Asks each dependency, within a second. 503 while draining or without a needed one."""

@@ -17,6 +17,8 @@ SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
 )
 UNROUTED: Final = "unrouted"
+NOWHERE: Final = "/%"
+"""A path that no route has, for the router skips empty segments."""
 
 log = structlog.stdlib.get_logger("chat_memory.access")
 
@@ -67,7 +69,7 @@ class Edge:
         scope[TRACE_KEY] = trace_id
         raw_path = scope.get("raw_path")
         if raw_path:
-            scope["path"] = raw_path.partition(b"?")[0].decode("latin-1")
+            scope["path"] = _routed_path(raw_path.partition(b"?")[0].decode("latin-1"))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(trace_id=trace_id)
         status = 500
@@ -104,3 +106,8 @@ class Edge:
                 status=status,
                 milliseconds=round(seconds * 1000, 2),
             )
+
+
+def _routed_path(raw: str) -> str:
+    """Without this, clearing the session with the empty id would clear the session "messages"."""
+    return NOWHERE if "//" in raw or raw.endswith("/") else raw

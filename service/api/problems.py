@@ -132,6 +132,21 @@ def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Resp
     return _response(problem, {"x-should-retry": "true"})
 
 
+def malformed(detail: str, trace_id: str) -> bytes:
+    """The problem of what is no request, and so never got to the application."""
+    code = "invalid_request"
+    problem = Problem(
+        type=f"urn:chat-memory:problem:{code}",
+        title="The request is malformed",
+        status=STATUS_OF[code],
+        detail=detail,
+        code=code,
+        trace_id=trace_id,
+        retryable=False,
+    )
+    return msgspec.json.encode(problem)
+
+
 def misfit(error: msgspec.ValidationError) -> InvalidRequest:
     """Msgspec's words for a body that does not fit, with its path as the field."""
     message, _, place = str(error).partition(" - at `")

@@ -67,13 +67,40 @@ def _not_json(reason: str) -> InvalidRequest:
 
 
 async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
-    """Before each handler: a misspelt query parameter is an error, not a default."""
-    for name in request.query_params:
-        if name not in _parameters(request.route_handler):
-            raise InvalidRequest(
-                f"{name}: unknown query parameter",
-                errors=[FieldError(field=name, message="unknown query parameter")],
-            )
+    """Before each handler: a misspelt query parameter is an error, not a default.
+
+    So is one that is given twice, or is no UTF-8: taking one of two or a stand-in would be a guess.
+    """
+    query: bytes = request.scope["query_string"]
+    if not query:
+        return
+    known, seen = _parameters(request.route_handler), set[str]()
+    for pair in filter(None, query.split(b"&")):
+        name, _, value = pair.partition(b"=")
+        decoded = _decoded(name) or "query"
+        if decoded not in known:
+            raise _bad_parameter(decoded, "unknown query parameter")
+        if decoded in seen:
+            raise _bad_parameter(decoded, "is given more than once")
+        if _decoded(value) is None:
+            raise _bad_parameter(decoded, "is not UTF-8 in percent-encoding")
+        seen.add(decoded)
+
+
+def _bad_parameter(name: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"{name}: {message}", errors=[FieldError(field=name, message=message)])
+
+
+def _decoded(text: bytes) -> str | None:
+    """Text of a query; None where its encoding is broken."""
+    if b"%" not in text and text.isascii():
+        return text.decode().replace("+", " ")
+    if _BAD_ESCAPE.search(text):
+        return None
+    try:
+        return unquote_to_bytes(text.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 @cache

@@ -10,9 +10,11 @@ import msgspec
 import structlog
 import uvicorn
 
+from service.api.protocol import BoundedHttp
+
 BACKLOG_CONNECTIONS: Final = 2048
 KEEP_ALIVE_SECONDS: Final = 30
-HEADER_BYTES_MAX: Final = 64 * 1024
+LAST_GRACE_SECONDS: Final = 1
 
 log = structlog.stdlib.get_logger("chat_memory")
 
@@ -26,25 +28,38 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 class _Server(uvicorn.Server):
     """uvicorn's server, whose signals are handled for all of them at one place."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
     def install_signal_handlers(self) -> None:
         """Left to ServiceServer."""
 
     async def run_quietly(self) -> None:
         # Server.serve would take the signals; the work is in _serve.
-        await self._serve()
+        try:
+            await self._serve()
+        finally:
+            self.ended.set()
 
 
 class ServiceServer:
     """Serves until a signal, then drains.
 
     The first SIGTERM or SIGINT calls ``drain`` at once, so that readiness says no, and lets what is
-    in flight finish within the grace time. The second one ends at once.
+    in flight finish within the grace time. The second one ends at once. The last listener, the one
+    of the operations, is open until the others have ended: draining can be watched.
     """
 
     def __init__(
         self, listeners: Sequence[Listener], *, drain: Callable[[], None], grace_seconds: float
     ) -> None:
-        self._servers = [_Server(_config(listener, grace_seconds)) for listener in listeners]
+        *others, last = listeners
+        graces = [*(grace_seconds for _ in others), LAST_GRACE_SECONDS if others else grace_seconds]
+        self._servers = [
+            _Server(_config(listener, grace))
+            for listener, grace in zip([*others, last], graces, strict=True)
+        ]
         self._drain = drain
         self._signals = 0
 
@@ -67,13 +82,14 @@ class ServiceServer:
                 for server in self._servers:
                     group.create_task(server.run_quietly())
                 group.create_task(self._announce(started))
+                group.create_task(self._end_the_last())
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
     def stop(self) -> None:
         self._drain()
-        for server in self._servers:
+        for server in self._servers[:-1] or self._servers:
             server.should_exit = True
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -81,8 +97,14 @@ class ServiceServer:
         log.info("signal", name=signal.Signals(number).name, count=self._signals)
         if self._signals > 1:
             for server in self._servers:
-                server.force_exit = True
+                server.should_exit = server.force_exit = True
         self.stop()
+
+    async def _end_the_last(self) -> None:
+        *others, last = self._servers
+        for server in others or [last]:
+            await server.ended.wait()
+        last.should_exit = True
 
     async def _announce(self, started: Callable[[], None]) -> None:
         while not all(server.started for server in self._servers):  # a flag only
@@ -97,6 +119,7 @@ def _config(listener: Listener, grace_seconds: float) -> uvicorn.Config:
         listener.app,
         host=listener.host,
         port=listener.port,
+        http=BoundedHttp,
         interface="asgi3",
         lifespan="off",
         ws="none",
@@ -108,5 +131,4 @@ def _config(listener: Listener, grace_seconds: float) -> uvicorn.Config:
         backlog=BACKLOG_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(grace_seconds)),
-        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
     )

@@ -17,6 +17,10 @@ def trace_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
             found = _TRACEPARENT.fullmatch(value)
             if found and found[1] != _NO_TRACE:
                 return found[1].decode()
+    return new_trace_id()
+
+
+def new_trace_id() -> str:
     return secrets.token_hex(16)
 
 

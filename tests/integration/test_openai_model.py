@@ -1,8 +1,12 @@
 """The model adapter against a real HTTP server: answers, troubles, budget and deadline."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +22,7 @@ from service.domain.errors import (
 from service.domain.observations import ModelCalled
 from service.domain.turns import Prompt, Usage
 from tests.support.model_server import ModelServer, Reply
+from tests.support.polling import eventually
 from tests.support.stores import Recorder
 
 KEY = "sk-planted-secret"
@@ -38,7 +43,13 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 async def model(server: ModelServer, recorder: Recorder) -> AsyncGenerator[OpenAIModel]:
-    settings = ModelSettings(api_key=KEY, base_url=server.base_url, max_retries=1)
+    async with model_of(recorder, base_url=server.base_url) as model:
+        yield model
+
+
+@asynccontextmanager
+async def model_of(recorder: Recorder, **changes: Any) -> AsyncGenerator[OpenAIModel]:
+    settings = msgspec.structs.replace(ModelSettings(api_key=KEY, max_retries=1), **changes)
     model = OpenAIModel(settings, recorder)
     yield model
     await model.close()
@@ -68,9 +79,44 @@ async def test_text_and_usage_come_back(model, server, recorder):
         input_tokens=11, output_tokens=5, total_tokens=16, cached_tokens=4, reasoning_tokens=2
     )
     assert server.requests == [{"model": "m", "messages": [{"role": "user", "content": QUESTION}]}]
-    assert server.authorizations == [f"Bearer {KEY}"]
+    assert [headers["authorization"] for headers in server.headers] == [f"Bearer {KEY}"]
     [call] = recorder.of(ModelCalled)
     assert (call.outcome, call.input_tokens, call.output_tokens) == ("ok", 11, 5)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        "many",
+        {"prompt_tokens": -1},
+        {"completion_tokens": 2**63},
+        {"prompt_tokens": None, "completion_tokens_details": None},
+    ],
+)
+async def test_counts_that_make_no_sense_are_zero(model, server, usage):
+    completion = {"choices": [{"message": {"content": "yes"}}], "usage": usage, "new": {"a": 1}}
+    server.script(Reply(body=msgspec.json.encode(completion)))
+    answer = await ask(model)
+    assert (answer.content, answer.usage, answer.model) == ("yes", Usage(), "m")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("a\0\0b", "a\ufffd\ufffdb"),
+        ("\\u0000", "\\u0000"),
+        ("\\\0\\\\u0000", "\\\ufffd\\\\u0000"),
+    ],
+)
+async def test_nul_characters_are_replaced_for_postgres_refuses_them(model, server, said, kept):
+    calls = [{"id": said, "type": "function", "function": {"name": "f", "arguments": said}}]
+    server.script(Reply(text=said, tool_calls=calls))
+    answer = await ask(model)
+    assert answer.content == kept
+    assert answer.tool_calls == [
+        {"id": kept, "type": "function", "function": {"name": "f", "arguments": kept}}
+    ]
 
 
 async def test_choices_of_the_caller_reach_the_model(model, server):
@@ -100,11 +146,18 @@ async def test_tool_calls_are_an_answer(model, server):
     assert (answer.content, answer.tool_calls) == (None, calls)
 
 
-def error(code: str | None = None, kind: str | None = None) -> bytes:
+# As llama.cpp's server says it.
+LLAMA_CONTEXT = msgspec.json.encode(
+    {"error": {"code": 400, "message": QUESTION, "type": "exceed_context_size_error"}}
+)
+
+
+def error(code: Any = None, kind: str | None = None) -> bytes:
     return msgspec.json.encode({"error": {"message": QUESTION, "code": code, "type": kind}})
 
 
 NOW = {"retry-after-ms": "1"}
+DEEP = b'{"choices": [{"message": {"tool_calls": [' + b'{"a":' * 100_000
 
 
 @pytest.mark.parametrize(
@@ -113,22 +166,22 @@ NOW = {"retry-after-ms": "1"}
         ([Reply(status=500, headers=NOW)] * 2, ModelError, True, 2),
         ([Reply(status=503, headers=NOW)] * 2, ModelError, True, 2),
         ([Reply(status=429, headers=NOW)] * 2, ModelUnavailable, True, 2),
+        ([Reply(status=409, headers=NOW)] * 2, ModelError, True, 2),
+        ([Reply(status=408, headers=NOW)] * 2, ModelTimeout, True, 2),
         ([Reply(status=400, body=error("bad_thing"))], ModelError, False, 1),
         ([Reply(status=401, body=error(kind="auth"))], ModelError, False, 1),
         ([Reply(status=403, body=b"<html>")], ModelError, False, 1),
         ([Reply(status=404)], ModelError, False, 1),
         ([Reply(status=422)], ModelError, False, 1),
         ([Reply(status=400, body=error("context_length_exceeded"))], ContextTooLarge, False, 1),
-        (
-            [Reply(status=400, body=error(kind="exceed_context_size_error"))],
-            ContextTooLarge,
-            False,
-            1,
-        ),
+        ([Reply(status=400, body=LLAMA_CONTEXT)], ContextTooLarge, False, 1),
         ([Reply(body=b'{"choices": [{"mess')], ModelError, True, 1),
         ([Reply(body=b'{"choices": []}')], ModelError, True, 1),
         ([Reply(body=b"\xff")], ModelError, True, 1),
         ([Reply(body=b"null")], ModelError, True, 1),
+        ([Reply(body=b"")], ModelError, True, 1),
+        ([Reply(body=b"<html>planted</html>")], ModelError, True, 1),
+        ([Reply(body=DEEP)], ModelError, True, 1),
         ([Reply(message={"role": "assistant", "content": ""})], ModelError, True, 1),
     ],
 )
@@ -152,23 +205,82 @@ async def test_a_passing_trouble_is_retried_within_the_budget(model, server):
     assert len(server.requests) == 2
 
 
-async def test_the_rate_limits_wait_is_passed_on(server, recorder):
-    settings = ModelSettings(api_key=KEY, base_url=server.base_url, max_retries=0)
-    model = OpenAIModel(settings, recorder)
-    server.script(Reply(status=429, headers={"retry-after": "7"}))
-    with pytest.raises(ModelUnavailable) as caught:
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (error("model_not_found", "invalid_request_error"), "status 404, model_not_found."),
+        (error(404, "BadRequestError"), "status 404, badrequesterror."),
+        (error(f"see {QUESTION}", "not_found"), "status 404, not_found."),
+        (error("x" * 65), "status 404."),
+        (b'{"error": "planted"}', "status 404."),
+    ],
+)
+async def test_the_refusals_name_is_told_if_it_is_a_name(model, server, body, said):
+    server.script(Reply(status=404, body=body))
+    with pytest.raises(ModelError) as caught:
         await ask(model)
-    assert caught.value.retry_after_seconds == 7
-    await model.close()
+    assert caught.value.detail.endswith(said)
 
 
-async def test_a_model_that_does_not_answer_ends_at_the_deadline(model, server):
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        ("7", {7}),
+        ("7.2", {8}),
+        ("0", {1}),
+        ("-3", {1}),
+        ("900", {60}),
+        ("9" * 5000, {60}),
+        (formatdate(time.time() + 3000, usegmt=True), {60}),
+        (formatdate(0, usegmt=True), {1}),
+        ("soon", {1}),
+        (None, {1}),
+    ],
+)
+async def test_the_rate_limits_wait_is_passed_on(server, recorder, retry_after, seconds):
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    server.script(Reply(status=429, headers=headers))
+    async with model_of(recorder, base_url=server.base_url, max_retries=0) as model:
+        with pytest.raises(ModelUnavailable) as caught:
+            await ask(model)
+    assert caught.value.retry_after_seconds in seconds
+
+
+@pytest.mark.parametrize("place", ["before_headers", "in_body"])
+async def test_a_broken_connection_is_retried_and_then_unavailable(model, server, recorder, place):
+    server.script(*[Reply(text="half of it", drop=place)] * 2)
+    with pytest.raises(ModelUnavailable):
+        await ask(model)
+    assert len(server.requests) == 2
+    assert [call.outcome for call in recorder.of(ModelCalled)] == ["model_unavailable"]
+
+
+async def test_a_slow_answer_within_the_deadline_is_an_answer(model, server):
+    server.script(Reply(text="late", delay_seconds=0.1))
+    assert (await ask(model, seconds=5)).content == "late"
+
+
+async def test_a_model_that_does_not_answer_ends_at_the_deadline(model, server, recorder):
     released = asyncio.Event()
     server.script(Reply(text="late", until=released))
     started = time.monotonic()
     with pytest.raises(ModelTimeout):
         await ask(model, seconds=0.3)
     assert time.monotonic() - started < 2
+    assert len(server.requests) == 1
+    assert [call.outcome for call in recorder.of(ModelCalled)] == ["model_timeout"]
+    released.set()
+
+
+async def test_a_cancelled_call_is_no_fault_of_the_model(model, server, recorder):
+    released = asyncio.Event()
+    server.script(Reply(text="late", until=released))
+    asking = asyncio.create_task(ask(model))
+    await eventually(lambda: len(server.requests) == 1, within_seconds=2)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert [call.outcome for call in recorder.of(ModelCalled)] == ["cancelled"]
     released.set()
 
 
@@ -180,12 +292,67 @@ async def test_the_deadline_holds_over_all_retries(model, server):
     assert time.monotonic() - started < 2
 
 
-async def test_a_server_that_is_not_there_is_unavailable(recorder):
-    settings = ModelSettings(api_key=KEY, base_url="http://127.0.0.1:9/v1", max_retries=0)
-    model = OpenAIModel(settings, recorder)
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-host.invalid"])
+async def test_a_server_that_is_not_there_is_unavailable(recorder, host):
+    async with model_of(recorder, base_url=f"http://{host}/v1", max_retries=0) as model:
+        with pytest.raises(ModelUnavailable) as caught:
+            await ask(model)
+    assert host not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"api_key": f"{KEY}\u201d"}, {"base_url": "http://127.0.0.1:99999/v1"}]
+)
+async def test_a_setting_that_the_client_chokes_on_is_refused_unseen(server, recorder, changes):
+    async with model_of(recorder, **({"base_url": server.base_url} | changes)) as model:
+        with pytest.raises(ModelError) as caught:
+            await ask(model)
+    assert not caught.value.may_retry
+    assert KEY not in repr(caught.value)
+    assert "99999" not in repr(caught.value)
+
+
+async def test_after_closing_the_model_is_unavailable(model, server):
+    await ask(model)
+    await model.close()
+    await model.close()
     with pytest.raises(ModelUnavailable):
         await ask(model)
-    await model.close()
+    assert len(server.requests) == 1
+
+
+async def test_the_environment_changes_nothing(monkeypatch, server, recorder):
+    nowhere = "http://127.0.0.1:9"
+    for name, value in {
+        "OPENAI_API_KEY": "planted",
+        "OPENAI_ADMIN_KEY": "planted",
+        "OPENAI_BASE_URL": nowhere,
+        "OPENAI_ORG_ID": "planted",
+        "OPENAI_PROJECT_ID": "planted",
+        "OPENAI_CUSTOM_HEADERS": "Authorization: Bearer planted\nX-Planted: planted",
+        "HTTP_PROXY": nowhere,
+        "http_proxy": nowhere,
+        "ALL_PROXY": nowhere,
+    }.items():
+        monkeypatch.setenv(name, value)
+    async with model_of(recorder, base_url=server.base_url, max_retries=0) as model:
+        await ask(model)
+    [headers] = server.headers
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert "planted" not in " ".join(headers.values()).replace(KEY, "")
+
+
+async def test_the_package_is_imported_when_the_model_is_opened_and_not_before():
+    code = (
+        "import asyncio, sys\n"
+        "from service.adapters.openai.chat_completions import ModelSettings, OpenAIModel\n"
+        "model = OpenAIModel(ModelSettings(api_key='k'), None)\n"
+        "assert 'openai' not in sys.modules\n"
+        "asyncio.run(model.open())\n"
+        "assert 'openai' in sys.modules\n"
+    )
+    python = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await python.wait() == 0
 
 
 async def test_without_a_model_every_question_says_why():

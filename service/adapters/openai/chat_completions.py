@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import openai
 
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+CLOSED: Final = "The model's client is closed."
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,13 +100,15 @@ class OpenAIModel:
                 options={"timeout": self._timeout(deadline_seconds)},
             )
         except Exception as error:
+            if self._closed:
+                raise ModelUnavailable(CLOSED) from error
             raise faults.translated(error) from error
         return response.content
 
     async def _opened(self) -> "openai.AsyncOpenAI":
         async with self._opening:
             if self._closed:
-                raise ModelUnavailable("The model's client is closed.")
+                raise ModelUnavailable(CLOSED)
             if self._client is None:
                 await asyncio.to_thread(import_module, "openai")
                 self._client = _make_client(self._settings)

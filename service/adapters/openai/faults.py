@@ -28,7 +28,7 @@ _SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 def translated(error: Exception) -> ChatMemoryError:
     """The domain's error for one of the client's, after its retries."""
     match error:
-        case openai.APITimeoutError():
+        case openai.APITimeoutError() | TimeoutError():
             return ModelTimeout("The model did not answer in time.")
         case openai.APIConnectionError():
             return ModelUnavailable("The model's server cannot be reached.")

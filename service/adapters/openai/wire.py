@@ -1,14 +1,17 @@
 """What a Chat Completions server answers, as far as it is read here."""
 
+import re
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from service.domain.errors import ModelError
-from service.domain.messages import contains_nul
 from service.domain.turns import Answer, Usage
 
 TOKENS_MAX: Final = 2**31 - 1
+
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+"""An escaped NUL character in JSON; not a text that spells the escape out."""
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
@@ -58,8 +61,8 @@ class _ErrorDocument(msgspec.Struct):
 def read_answer(content: bytes, asked_model: str) -> Answer:
     """Raises ModelError where the body is no answer."""
     try:
-        completion = msgspec.json.decode(content, type=_Completion)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        completion = msgspec.json.decode(_without_nul(content), type=_Completion)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError("The model's answer cannot be read.", retryable=True) from error
     if not completion.choices:
         raise ModelError("The model's answer has no choices.", retryable=True)
@@ -70,14 +73,12 @@ def read_answer(content: bytes, asked_model: str) -> Answer:
     tool_calls = choice.message.tool_calls or None
     if not text and tool_calls is None:
         raise ModelError("The model's answer is empty.", retryable=True)
-    if contains_nul(tool_calls):
-        raise ModelError("The model's tool calls contain NUL characters.", retryable=True)
     return Answer(
-        content=_storable(text) if text else None,
+        content=text or None,
         tool_calls=tool_calls,
         complete=choice.finish_reason not in {"length", "content_filter"},
         usage=_read_usage(completion.usage),
-        model=_storable(completion.model) if completion.model else asked_model,
+        model=completion.model or asked_model,
     )
 
 
@@ -85,7 +86,7 @@ def read_error_names(content: bytes) -> list[str]:
     """The code and the type that the server gave its error, as far as they are words."""
     try:
         document = msgspec.json.decode(content, type=_ErrorDocument)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     if document.error is None:
         return []
@@ -93,16 +94,16 @@ def read_error_names(content: bytes) -> list[str]:
     return [name.lower() for name in names if isinstance(name, str)]
 
 
-def _storable(text: str) -> str:
-    """The text without NUL characters, which PostgreSQL refuses: no caller is there to blame."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+def _without_nul(content: bytes) -> bytes:
+    """NUL characters become U+FFFD: PostgreSQL refuses them, and no caller is there to blame."""
+    return _NUL.sub(rb"\1\\ufffd", content) if b"\\u0000" in content else content
 
 
 def _read_usage(raw: msgspec.Raw) -> Usage:
     """Counts that are missing or make no sense cost nobody an answer: they are zero."""
     try:
         usage = msgspec.json.decode(raw, type=_Usage)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Usage()
     asked, answered = usage.prompt_tokens or 0, usage.completion_tokens or 0
     cached = usage.prompt_tokens_details
