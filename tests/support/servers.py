@@ -19,6 +19,7 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 from service.adapters.postgres.migrations import Migrator
 from service.dev.postgres import EmbeddedPostgres
 from service.dev.valkey import EmbeddedValkey
+from tests.support.polling import eventually
 
 POSTGRES_IMAGE = "pgvector/pgvector:pg17"
 VALKEY_IMAGE = "valkey/valkey:8"
@@ -81,9 +82,18 @@ class PostgresServer:
         return self._template
 
     async def _execute(self, statement: str) -> None:
+        """Tried again while the server's autovacuum is in the database, which may not be ended."""
         connection = await asyncpg.connect(self._url, timeout=10)
+
+        async def executed() -> bool:
+            try:
+                await connection.execute(statement)
+            except (asyncpg.InsufficientPrivilegeError, asyncpg.ObjectInUseError):
+                return False
+            return True
+
         try:
-            await connection.execute(statement)
+            await eventually(executed, within_seconds=20)
         finally:
             await connection.close()
 
