@@ -147,13 +147,27 @@ class SessionBody(SessionSettingsBody, frozen=True, kw_only=True):
     user_id: Id | None = None
 
 
+class ContextPatchBody(RequestBody, frozen=True, kw_only=True):
+    """Changes of a session's context: absent stays, null removes."""
+
+    strategy: Strategy | UnsetType | None = UNSET
+    last: int | UnsetType | None = UNSET
+
+
 class SessionPatchBody(RequestBody, frozen=True, kw_only=True):
     """A merge patch (RFC 7396): absent stays, null removes."""
 
     metadata: dict[str, Any] | UnsetType | None = UNSET
-    context: dict[str, Any] | UnsetType | None = UNSET
+    context: ContextPatchBody | UnsetType | None = UNSET
     ttl_seconds: int | UnsetType | None = UNSET
 
     def changes(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in self.__struct_fields__}
-        return {name: value for name, value in given.items() if value is not UNSET}
+        changes = _given(self)
+        if isinstance(self.context, ContextPatchBody):
+            changes["context"] = _given(self.context)
+        return changes
+
+
+def _given(body: msgspec.Struct) -> dict[str, Any]:
+    fields = {name: getattr(body, name) for name in body.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not UNSET}

@@ -86,7 +86,7 @@ class Recall:
     async def context(self, ref: SessionRef, options: ContextOptions) -> ShownContext:
         """Raises SessionNotFound."""
         check_session(ref)
-        check_options(options, "context")
+        check_options(options, "")
         session = await self._sessions.get(ref)
         chosen = plan(options.over(session.document.context))
         recent = await self._transcripts.recent(ref, last=chosen.last)

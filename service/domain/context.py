@@ -43,7 +43,8 @@ def check_options(options: ContextOptions | None, field: str) -> None:
     if options is None or options.last is None:
         return
     if not 1 <= options.last <= WINDOW_LAST_MAX:
-        raise InvalidValue.of(f"{field}.last", f"must be 1 to {WINDOW_LAST_MAX}")
+        name = f"{field}.last" if field else "last"
+        raise InvalidValue.of(name, f"must be 1 to {WINDOW_LAST_MAX}")
 
 
 def plan(options: ContextOptions) -> Plan:

@@ -534,7 +534,7 @@ async def test_free_json_that_nests_too_deep_is_refused_by_field(api, depth):
     changed = await api.http.patch("/v1/sessions/s", json={"metadata": deep})
     problem(changed, 422, "invalid_value", "metadata")
     changed = await api.http.patch("/v1/sessions/s", json={"context": deep})
-    problem(changed, 422, "invalid_value", "context")
+    problem(changed, 400, "invalid_request", "context.a")
     for field in ("metadata", "tool_calls", "content"):
         value = deep if field == "metadata" else [{"type": "text", "deep": deep}]
         message = {"role": "user", "content": "x"} | {field: value}
@@ -618,7 +618,7 @@ async def test_a_body_over_the_limit_is_refused(api):
         ),
         ("/v1/sessions/s/messages?order=up", 400, "invalid_request", "order"),
         ("/v1/sessions/s/context?strategy=x", 400, "invalid_request", "strategy"),
-        ("/v1/sessions/s/context?last=0", 422, "invalid_value", "context.last"),
+        ("/v1/sessions/s/context?last=0", 422, "invalid_value", "last"),
     ],
 )
 async def test_a_bad_query_or_path_names_its_field(api, path, status, code, field):
@@ -636,6 +636,8 @@ async def test_a_bad_query_or_path_names_its_field(api, path, status, code, fiel
         ({"metadata": {"a": "x" * 16384}}, 422, "metadata"),
         ({"metadata": {"a": "\x00"}}, 422, "metadata"),
         ({"context": {"last": 0}}, 422, "context.last"),
+        ({"context": {"max_tokns": 1}}, 400, "context.max_tokns"),
+        ({"context": {"last": "3"}}, 400, "context.last"),
     ],
 )
 async def test_a_session_that_cannot_be_is_refused(api, body, status, field):
