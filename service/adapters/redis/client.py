@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, Final, TypeVar
@@ -131,9 +132,10 @@ class RedisDoor:
 
     async def bounded(self, call: Callable[[], Awaitable[T]], *, extra_seconds: float = 0) -> T:
         """Raises HotUnavailable when Redis does not answer in time or refuses."""
+        seconds = self._limits.call_seconds + extra_seconds
         try:
-            async with asyncio.timeout(self._limits.call_seconds + extra_seconds):
-                return await self._until_answered(call)
+            async with asyncio.timeout(seconds):
+                return await self._until_answered(call, seconds)
         except (TimeoutError, RedisTimeoutError) as error:
             raise HotUnavailable("The hot memory did not answer in time.") from error
         except RedisError as error:
@@ -151,11 +153,15 @@ class RedisDoor:
             raise HotUnavailable(error.detail) from error
         self._check = None
 
-    async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _until_answered(self, call: Callable[[], Awaitable[T]], seconds: float) -> T:
+        # Its own look at the time: a cancellation that is swallowed below ends no loop.
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 return await call()
             except (RedisConnectionError, RedisTimeoutError):
+                if time.monotonic() >= deadline:
+                    raise
                 await asyncio.sleep(REPEAT_PAUSE_SECONDS)
 
     async def _command(self, *words: Value) -> Any:
