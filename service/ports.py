@@ -320,6 +320,8 @@ class ArchivedSession(msgspec.Struct, frozen=True, kw_only=True):
     last_id: MessageId | None
     archived_through: MessageId | None
     cleared_through: MessageId
+    deleted: bool = False
+    """A tombstone: the session is gone, and what it says of the past still holds."""
 
 
 class Filling(msgspec.Struct, frozen=True, kw_only=True):
@@ -328,6 +330,7 @@ class Filling(msgspec.Struct, frozen=True, kw_only=True):
     ref: SessionRef
     seen: HotState
     session: ArchivedSession | None
+    """Its row, also a tombstone; None where it never was."""
     floor: MessageId | None
     """Lowest id covered by ``messages`` and the hot list together; None: do not touch the list."""
     messages: tuple[bytes, ...] = ()
@@ -449,7 +452,9 @@ class ShardLeases(Protocol):
 class Archive(Protocol):
     """What PostgreSQL holds, read only."""
 
-    async def session(self, ref: SessionRef) -> ArchivedSession | None: ...
+    async def session(self, ref: SessionRef) -> ArchivedSession | None:
+        """The session's row, also that of a deleted one."""
+        ...
 
     async def page(self, ref: SessionRef, query: PageQuery, *, above: MessageId) -> list[bytes]:
         """JSON texts of messages with ids above ``above``, in the asked order."""

@@ -67,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     journal_backlog_max: Count = 100_000
     journal_backlog_bytes_max: Count = 256 * MIB
     flush_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    flush_batch_bytes_max: Annotated[int, Meta(ge=1, le=256 * MIB)] = 4 * MIB
     flush_linger_milliseconds: Annotated[int, Meta(ge=1, le=10_000)] = 50
     archive_wait_seconds: Seconds = 5.0
     shard_lease_seconds: Annotated[float, Meta(ge=1)] = 5.0

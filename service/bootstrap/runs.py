@@ -32,6 +32,8 @@ from service.ports import Clock, Observer
 from service.settings import Settings, SettingsError, missing_urls, with_urls
 
 WATCH_PAUSE_SECONDS: Final = 1.0
+REQUESTS_SHARE: Final = 0.7
+"""Part of the grace time for what is in flight; the last flush comes after it."""
 NO_MODEL: Final = (
     "No model is configured: set OPENAI_API_KEY, and OPENAI_BASE_URL for another server than "
     "OpenAI's."
@@ -241,7 +243,7 @@ async def _serve(
             for app, port in [*apps, (ops, settings.ops_port)]
         ],
         drain=readiness.drain,
-        grace_seconds=settings.shutdown_grace_seconds,
+        grace_seconds=settings.shutdown_grace_seconds * REQUESTS_SHARE,
     )
     log.info("starting", store=settings.store, version=__version__)
     await server.serve(started=started)

@@ -42,6 +42,8 @@ from service.core.tiered.warming import Warming
 from service.ports import Archive, Clock, Journal, Observer, Sessions, Transcripts, Turns
 from service.settings import Settings
 
+DRAIN_SHARE: Final = 0.25
+"""Part of the grace time that is left for the last flush."""
 SWEEP_PAUSE_SECONDS: Final = 10.0
 """Between removals of expired call records and leases."""
 
@@ -102,6 +104,8 @@ async def open_flusher(
         flush_settings = FlushSettings(
             shards=settings.journal_shards,
             batch_max=settings.flush_batch_max,
+            batch_bytes_max=settings.flush_batch_bytes_max,
+            drain_seconds=settings.shutdown_grace_seconds * DRAIN_SHARE,
             linger_seconds=settings.flush_linger_milliseconds / 1000,
             lease_seconds=settings.shard_lease_seconds,
         )
@@ -182,7 +186,11 @@ def _redis_store(
         lease_seconds=settings.turn_lease_seconds,
     )
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
-    waits = ArchiveWaits(journal, seconds=settings.archive_wait_seconds) if journal else None
+    waits = (
+        ArchiveWaits(journal, archive, seconds=settings.archive_wait_seconds)
+        if journal and archive
+        else None
+    )
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
     return Store(
         transcripts=TieredTranscripts(transcripts, warming, waits, observer),

@@ -64,6 +64,8 @@ class LoopLag:
 class Looper:
     """Calls ``round_`` again and again, ``pause_seconds`` after each has ended, until stopped.
 
+    A round that returns True is followed by the next one at once.
+
     A failed round is observed and tried again after a pause; it never ends the loop. ``stop`` lets
     a running round finish: what it writes is never torn by a shutdown.
     """
@@ -71,7 +73,7 @@ class Looper:
     def __init__(
         self,
         name: str,
-        round_: Callable[[], Awaitable[None]],
+        round_: Callable[[], Awaitable[bool | None]],
         *,
         pause_seconds: float,
         observer: Observer,
@@ -97,7 +99,8 @@ class Looper:
         while not self._stopping.is_set():
             pause = self._pause_seconds
             try:
-                await self._round()
+                if await self._round():
+                    pause = 0.0
             except ChatMemoryError as error:
                 self._note(error)
                 pause = max(pause, PAUSE_AFTER_FAILURE_SECONDS)

@@ -18,14 +18,16 @@ from service.domain.observations import BacklogSeen, BatchFlushed, FlushFailed, 
 from service.ports import ArchiveWriter, Clock, Journal, Observer, ShardLeases
 
 RENEWALS_PER_LEASE: Final = 3
-DRAIN_ROUNDS_MAX: Final = 10_000
-"""Batches of a last flush; the grace time ends it long before."""
 
 
 class FlushSettings(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     batch_max: int
     """Entries in one transaction."""
+    batch_bytes_max: int
+    """Bytes of their bodies, so that a batch of large messages is read and written in time."""
+    drain_seconds: float
+    """Time of a last flush at stop; within the grace time."""
     linger_seconds: float
     """Pause before a batch that is not full, so that small ones do not crowd the archive."""
     lease_seconds: float
@@ -107,6 +109,9 @@ class Flusher:
         self._settings = settings
         self._clock = clock
         self._observer = observer
+        # Smaller after a failure, so that no batch is too large for ever, and then larger again.
+        self._batch_max = settings.batch_max
+        self._more = False
         self._renewing = Looper(
             "shard-leases",
             ownership.renew,
@@ -133,22 +138,41 @@ class Flusher:
             self._observer.observe(FlushFailed(reason=type(error).__name__, entries=0))
 
     async def drain(self) -> None:
-        """Flush the owned shards until they are empty or a store is away."""
-        for _ in range(DRAIN_ROUNDS_MAX):
-            try:
-                if await self.flush_once() == 0:
+        """Flush what is there by now, until it is done, a store is away or the time is over.
+
+        What is accepted meanwhile is another flusher's.
+        """
+        deadline = self._clock.monotonic() + self._settings.drain_seconds
+        until: int | None = None
+        try:
+            while self._clock.monotonic() < deadline:
+                backlog = await self._journal.backlog(self._ownership.owned)
+                if until is None:
+                    until = max((shard.now_milliseconds for shard in backlog), default=0)
+                if not any(_has_older(shard, until) for shard in backlog):
                     return
-            except ChatMemoryError as error:
-                self._observer.observe(FlushFailed(reason=type(error).__name__, entries=0))
-                return
+                await self.flush_once()
+        except ChatMemoryError as error:
+            self._observer.observe(FlushFailed(reason=type(error).__name__, entries=0))
 
     async def flush_once(self) -> int:
         """One batch over the owned shards; returns how many entries it had."""
+        try:
+            flushed = await self._flush()
+        except ChatMemoryError:
+            self._batch_max = max(1, self._batch_max // 2)
+            raise
+        self._batch_max = min(self._settings.batch_max, self._batch_max * 2)
+        return flushed
+
+    async def _flush(self) -> int:
         backlog = await self._journal.backlog(self._ownership.owned)
-        wanted = shares(backlog, self._settings.batch_max)
+        wanted = shares(backlog, self._batch_of(backlog))
+        self._more = False
         if not wanted:
             return 0
-        runs = await self._journal.head(wanted)
+        read = await self._journal.head(wanted)
+        runs = within_bytes(read, self._settings.batch_bytes_max)
         entries = [entry for run in runs for entry in run]
         if not entries:
             return 0
@@ -160,12 +184,20 @@ class Flusher:
                 if run
             )
         )
+        self._more = len(entries) < sum(shard.entries for shard in backlog)
         return len(entries)
 
-    async def _work(self) -> None:
-        # Full batches follow one another; a smaller one means that the queue is nearly empty.
-        while await self.flush_once() >= self._settings.batch_max:
-            pass
+    def _batch_of(self, backlog: Sequence[ShardBacklog]) -> int:
+        """Entries of a batch that is about as large as it may be, by their average size."""
+        entries = sum(shard.entries for shard in backlog)
+        size = sum(shard.bytes for shard in backlog)
+        fitting = self._settings.batch_bytes_max * entries // max(1, size)
+        return max(1, min(self._batch_max, fitting))
+
+    async def _work(self) -> bool:
+        await self.flush_once()
+        # While there is more, batches follow one another; else the queue may fill a little.
+        return self._more
 
     async def _commit(self, entries: list[Entry]) -> None:
         started = self._clock.monotonic()
@@ -206,6 +238,25 @@ class BacklogWatch:
     async def _look(self) -> None:
         shards = await self._journal.backlog(self._shards)
         self._observer.observe(BacklogSeen(shards=tuple(shards)))
+
+
+def within_bytes(runs: Sequence[list[Entry]], bytes_max: int) -> list[list[Entry]]:
+    """The beginnings of the runs that together stay within the size, one entry at the least."""
+    kept: list[list[Entry]] = []
+    left = bytes_max
+    for run in runs:
+        count = 0
+        for entry in run:
+            if len(entry.body) > left and (count or any(kept)):
+                break
+            left -= len(entry.body)
+            count += 1
+        kept.append(run[:count])
+    return kept
+
+
+def _has_older(shard: ShardBacklog, milliseconds: int) -> bool:
+    return shard.oldest_milliseconds is not None and shard.oldest_milliseconds <= milliseconds
 
 
 def shares(backlog: Sequence[ShardBacklog], batch_max: int) -> list[tuple[int, int]]:

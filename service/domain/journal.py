@@ -47,6 +47,8 @@ class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
 class ShardBacklog(msgspec.Struct, frozen=True, kw_only=True):
     shard: int
     entries: int
+    bytes: int
+    """Of the entries' bodies, together."""
     oldest_milliseconds: int | None
     """Unix time of the oldest entry, by the journal's own clock."""
     now_milliseconds: int

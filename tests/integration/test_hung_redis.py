@@ -1,4 +1,4 @@
-"""A Redis that hangs, which is worse than one that is gone: connections are made and nothing comes."""
+"""A Redis that hangs, worse than one that is gone: it takes connections and says nothing."""
 
 import asyncio
 import os

@@ -14,9 +14,9 @@ from service.ports import ArchivedSession, PageQuery, SessionQuery
 
 SESSION: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
-       last_id, archived_through, cleared_through
+       last_id, archived_through, cleared_through, deleted
 FROM sessions
-WHERE session_key = $1 AND tenant = $2 AND NOT deleted
+WHERE session_key = $1 AND tenant = $2
 """
 
 PAGE_ASCENDING: Final[LiteralString] = """
@@ -42,16 +42,16 @@ SELECT id, body
 FROM messages
 WHERE session_key = $1 AND tenant = $2 AND id > $3 AND id < $4
   AND role IN ('system', 'developer')
-ORDER BY id
+ORDER BY id DESC
 LIMIT $5
 """
 
 PINNED_MAX: Final = 1000
-"""System and developer messages shown of one session at most: the oldest are kept."""
+"""System and developer messages shown of one session at most: the newest are kept."""
 
 LIST: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
-       last_id, archived_through, cleared_through
+       last_id, archived_through, cleared_through, deleted
 FROM sessions
 WHERE tenant = $1 AND active_id < $2 AND NOT deleted
 ORDER BY active_id DESC
@@ -60,7 +60,7 @@ LIMIT $3
 
 LIST_OF_USER: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
-       last_id, archived_through, cleared_through
+       last_id, archived_through, cleared_through, deleted
 FROM sessions
 WHERE tenant = $1 AND active_id < $2 AND user_id = $4 AND NOT deleted
 ORDER BY active_id DESC
@@ -76,7 +76,7 @@ class PostgresArchive:
 
     async def session(self, ref: SessionRef) -> ArchivedSession | None:
         async with self._door.connection() as connection:
-            return await find_session(connection, ref)
+            return await find_session_or_tombstone(connection, ref)
 
     async def page(self, ref: SessionRef, query: PageQuery, *, above: MessageId) -> list[bytes]:
         async with self._door.connection() as connection:
@@ -92,6 +92,13 @@ class PostgresArchive:
 
 
 async def find_session(connection: Connection, ref: SessionRef) -> ArchivedSession | None:
+    found = await find_session_or_tombstone(connection, ref)
+    return None if found is None or found.deleted else found
+
+
+async def find_session_or_tombstone(
+    connection: Connection, ref: SessionRef
+) -> ArchivedSession | None:
     row = await connection.fetchrow(SESSION, session_key(ref), ref.tenant)
     return None if row is None else _session(row)
 
@@ -115,7 +122,7 @@ async def find_pinned(
     connection: Connection, ref: SessionRef, *, above: MessageId, below: MessageId
 ) -> list[bytes]:
     rows = await connection.fetch(PINNED, session_key(ref), ref.tenant, above, below, PINNED_MAX)
-    return [_text(row) for row in rows]
+    return [_text(row) for row in reversed(rows)]
 
 
 async def find_sessions(
@@ -143,6 +150,7 @@ def _session(row: asyncpg.Record) -> ArchivedSession:
         last_id=_optional(row["last_id"]),
         archived_through=_optional(row["archived_through"]),
         cleared_through=MessageId(str(row["cleared_through"])),
+        deleted=row["deleted"],
     )
 
 

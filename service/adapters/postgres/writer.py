@@ -51,6 +51,9 @@ SET cleared_through = f.through,
     archived_through = CASE WHEN s.archived_through > f.through THEN s.archived_through END,
     user_id = CASE WHEN NOT f.deletes THEN s.user_id END,
     document = CASE WHEN NOT f.deletes THEN s.document END,
+    -- A replay that begins with the deletion brings the document of what was made after it again.
+    document_id = CASE WHEN f.deletes THEN '00000000-0000-0000-0000-000000000000'::uuid
+                       ELSE s.document_id END,
     deleted = s.deleted OR f.deletes
 FROM forgotten f LEFT JOIN counted c USING (session_key)
 WHERE s.session_key = f.session_key

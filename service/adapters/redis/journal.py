@@ -40,6 +40,7 @@ class RedisJournal:
                 ("XLEN", self._keys.journal(shard)),
                 ("XRANGE", self._keys.journal(shard), "-", "+", "COUNT", 1),
                 ("GET", self._keys.owner(shard)),
+                ("HGET", self._keys.shard_counters(shard), "bytes"),
             )
         # One shard's keys share a slot, but not with the others': a pipeline is no step.
         replies = await self._door.together(commands)
@@ -47,7 +48,7 @@ class RedisJournal:
             return []
         now = int(replies[0][0]) * 1000 + int(replies[0][1]) // 1000
         return [
-            _backlog(shard, replies[3 * place + 1 : 3 * place + 4], now)
+            _backlog(shard, replies[4 * place + 1 : 4 * place + 5], now)
             for place, shard in enumerate(shards)
         ]
 
@@ -113,10 +114,11 @@ class RedisShardLeases:
 
 
 def _backlog(shard: int, replies: list[Any], now: int) -> ShardBacklog:
-    entries, oldest, owner = replies
+    entries, oldest, owner, size = replies
     return ShardBacklog(
         shard=shard,
         entries=int(entries),
+        bytes=int(size or 0),
         oldest_milliseconds=int(oldest[0][0].split(b"-")[0]) if oldest else None,
         now_milliseconds=now,
         owner=owner.decode() if owner else None,

@@ -61,6 +61,8 @@ class RedisLayout:
                 f"maxmemory-policy is {policy}: it may evict what is not archived yet. "
                 "Use noeviction or volatile-*."
             )
+        if policy.startswith("volatile-"):
+            return f"maxmemory-policy is {policy}: a full Redis forgets Idempotency-Keys early."
         return None
 
 

@@ -74,7 +74,8 @@ class RedisTranscripts:
         return self._arguments.state(state)
 
     async def fill(self, filling: Filling) -> bool:
-        session = filling.session
+        row = filling.session
+        session = None if row is None or row.deleted else row
         document = decode_document(session.document) if session else decode_document(b"")
         words = [
             *self._arguments.shared(filling.ref),
@@ -86,7 +87,7 @@ class RedisTranscripts:
             wanted(document),
             document.ttl_seconds or "",
             session.born_id if session else "",
-            session.cleared_through if session else ZERO_ID,
+            row.cleared_through if row else ZERO_ID,
             session.active_id if session else "",
             (session.last_id or "") if session else "",
             filling.floor or "",

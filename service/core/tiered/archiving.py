@@ -5,9 +5,9 @@ from typing import Final
 
 from service.core.background import owned_task
 from service.domain.errors import ArchiveUnavailable, DurabilityUnavailable
-from service.domain.ids import MessageId, split_id
+from service.domain.ids import ZERO_ID, MessageId, split_id
 from service.domain.sessions import SessionRef
-from service.ports import Journal, Wanted
+from service.ports import Archive, Journal, Wanted
 
 LOOK_PAUSE_SECONDS: Final = 0.005
 """Between two looks at the journal while somebody waits."""
@@ -17,11 +17,13 @@ class ArchiveWaits:
     """Lets any number of callers wait; one look at the journal serves all of them.
 
     An entry leaves the journal only after its commit, and in order: when the oldest entry of a
-    shard is younger than a message, or there is none, the message is archived.
+    shard is younger than a message, or there is none, it is time to ask the archive. That one has
+    the word: a journal that was lost looks the same.
     """
 
-    def __init__(self, journal: Journal, *, seconds: float) -> None:
+    def __init__(self, journal: Journal, archive: Archive, *, seconds: float) -> None:
         self._journal = journal
+        self._archive = archive
         self._seconds = seconds
         self._waiting: dict[asyncio.Future[None], tuple[SessionRef, tuple[int, int]]] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -37,12 +39,22 @@ class ArchiveWaits:
         try:
             async with asyncio.timeout(self._seconds if seconds is None else seconds):
                 await waiter
+                archived = await self._has(ref, message_id)
         except TimeoutError as error:
             raise ArchiveUnavailable(
                 "The archive did not commit in time; the messages are safe in the journal."
             ) from error
         finally:
             self._waiting.pop(waiter, None)
+        if not archived:
+            raise ArchiveUnavailable("The messages left the journal and are not in the archive.")
+
+    async def _has(self, ref: SessionRef, message_id: MessageId) -> bool:
+        session = await self._archive.session(ref)
+        if session is None:
+            return False
+        through = max(session.archived_through or ZERO_ID, session.cleared_through)
+        return through >= message_id
 
     async def _look(self) -> None:
         """Ends by itself when nobody waits."""

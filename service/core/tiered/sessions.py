@@ -75,15 +75,16 @@ class TieredSessions:
             archived = await self._archive.session(ref) if self._archive else None
             if state.known:
                 return _merged(ref, state, archived)
-            if archived is None and not state.exists:
+            if (archived is None or archived.deleted) and not state.exists:
                 raise SessionNotFound
             await self._warming.know(ref, state)
         raise moved_too_often()
 
     async def newest(self, query: SessionQuery) -> SessionsPage:
-        archived = await self._archive.newest_sessions(query) if self._archive else []
-        # Named here, a session's row in the archive is not how it stands.
+        # Asked first: what is flushed in between is in the archive. A session that is named here
+        # stands otherwise than its row there.
         fresher = await self._hot.unarchived(query.tenant)
+        archived = await self._archive.newest_sessions(query) if self._archive else []
         hot = await self._hot_ones(query, fresher)
         cold = await self._cold_ones(query, archived, set(fresher))
 

@@ -92,7 +92,8 @@ class TieredTranscripts:
 
     async def _archived(self, ref: SessionRef, query: PageQuery) -> list[Message]:
         archive = self._warming.archive_to_ask()
-        if await archive.session(ref) is None:
+        session = await archive.session(ref)
+        if session is None or session.deleted:
             raise SessionNotFound
         return decode_messages(await archive.page(ref, query, above=ZERO_ID))
 

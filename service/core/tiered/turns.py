@@ -1,5 +1,7 @@
 """Turns over two tiers."""
 
+import asyncio
+
 import msgspec
 
 from service.core.tiered.archiving import ArchiveWaits, check_archived
@@ -44,7 +46,7 @@ class TieredTurns:
                     await self._until_archived(command.ref, command.durability, result.message_id)
                     return result
                 case HotBegun():
-                    return await self._begun(command, result)
+                    return await self._begun_or_failed(command, result)
                 case Cold(state=state):
                     # Before anything is written the archive must answer. What it has and does not
                     # fit the hot memory is read again below, after the turn has begun.
@@ -76,13 +78,29 @@ class TieredTurns:
         else:
             await self._warming.recent(command.ref, last=needed)
 
+    async def _begun_or_failed(self, command: Begin, begun: HotBegun) -> Begun:
+        try:
+            return await self._begun(command, begun)
+        except BaseException:
+            # Nobody will run this turn: whoever comes next need not wait for its lease.
+            failed = Finish(
+                ref=command.ref,
+                turn_id=command.turn_id,
+                lease_token=command.lease_token,
+                body=None,
+                result=b"",
+                once=command.once,
+            )
+            await asyncio.shield(self._hot.fail(failed))
+            raise
+
     async def _begun(self, command: Begin, begun: HotBegun) -> Begun:
         needed = _needed(command, begun.state.document)
         state = _before(begun.state, begun.user_message_id)
         if covers(state, needed):
             history = hot_recent(state, needed)
         else:
-            history = await self._warming.complete(command.ref, state, needed)
+            history, _ = await self._warming.complete(command.ref, state, needed)
         return Begun(user_message_id=begun.user_message_id, history=history)
 
 

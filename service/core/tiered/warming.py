@@ -74,7 +74,7 @@ class Warming:
         messages = newest(decode_messages(texts[::-1]), last)
         first = messages[0].id if messages else HIGHEST_ID
         return Recent(
-            exists=session is not None,
+            exists=session is not None and not session.deleted,
             user_id=session.user_id if session else None,
             document=decode_document(session.document if session else b""),
             messages=tuple(messages),
@@ -85,11 +85,12 @@ class Warming:
     async def know(self, ref: SessionRef, seen: HotState) -> ArchivedSession | None:
         """Take in owner, settings and existence from the archive."""
         session = await self.archive.session(ref)
-        if session is None and not seen.exists:
-            await self._fill(ref, seen, None, older=[], pinned=[], to_start=True)
+        stands = session is not None and not session.deleted
+        if not stands and not seen.exists:
+            await self._fill(ref, seen, session, older=[], pinned=[], to_start=True)
         else:
             await self._hot.fill(Filling(ref=ref, seen=seen, session=session, floor=None))
-        return session
+        return session if stands else None
 
     async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
         """The newest messages, from the archive where needed; fills the hot memory."""
@@ -98,22 +99,35 @@ class Warming:
             self._observer.observe(HotRead(result="hit"))
             return hot_recent(state, last)
         async with self._one_filling(ref):
+            return await self._recent(ref, last)
+
+    async def _recent(self, ref: SessionRef, last: int | None) -> Recent:
+        for _ in moves():
             # Whoever held the place before may have filled what is needed here.
             state = await self._hot.read(ref, last=None)
             if covers(state, last):
                 self._observer.observe(HotRead(result="hit"))
                 return hot_recent(state, last)
-            return await self.complete(ref, state, last)
+            recent, still = await self.complete(ref, state, last)
+            if still:
+                return recent
+        raise moved_too_often()
 
-    async def complete(self, ref: SessionRef, state: HotState, last: int | None) -> Recent:
+    async def complete(
+        self, ref: SessionRef, state: HotState, last: int | None
+    ) -> tuple[Recent, bool]:
         """Add what the archive has below the floor; ``state`` holds all that is hot.
+
+        Also returns whether the session stood still meanwhile: a clear in between may have taken
+        the older part away.
 
         Raises ContextTooLarge where all of a very long session is asked for.
         """
         session = await self.archive.session(ref)
-        if session is None and not state.exists:
-            await self._fill(ref, state, None, older=[], pinned=[], to_start=True)
-            return hot_recent(state, last)
+        stands = session is not None and not session.deleted
+        if not stands and not state.exists:
+            filled = await self._fill(ref, state, session, older=[], pinned=[], to_start=True)
+            return hot_recent(state, last), filled
 
         pinned = await self._pinned(ref, state)
         wanted = None if last is None else last + len(pinned)
@@ -130,7 +144,7 @@ class Warming:
             user_id=session.user_id if session else None,
             document=session.document if session and not state.known else b"",
         )
-        return msgspec.structs.replace(recent, exists=True)
+        return msgspec.structs.replace(recent, exists=True), filled
 
     async def _older(
         self, ref: SessionRef, state: HotState, last: int | None

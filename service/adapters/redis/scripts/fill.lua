@@ -40,7 +40,7 @@ if ARGV[20] ~= '' then
   set('held', tonumber(head.held) + messages)
   set('floor', ARGV[20])
   redis.call('DEL', PINS)
-  if pins < 0 or pins > HELD_MAX then
+  if pins < 0 or pins >= PINNED_MAX then
     set('pinned', '')
     head.pinned = nil
   else

@@ -16,6 +16,8 @@ local HEAD, TAIL, PINS, JOURNAL, SHARD, INDEX =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local HELD_MAX = tonumber(ARGV[3])
 local ARCHIVED = ARGV[4] == '1'
+-- System and developer messages kept apart; of a session with more the archive is asked.
+local PINNED_MAX = 1000
 local ZERO = '00000000-0000-0000-0000-000000000000'
 -- How long a head lives that was made only to be filled: longer than any request.
 local UNFILLED_MILLISECONDS = 60000
@@ -138,6 +140,11 @@ local function pin(body, text)
   local role = string.sub(body, 10, 12)
   if head.pinned and (role == 'sys' or role == 'dev') then
     set('pinned', redis.call('RPUSH', PINS, text))
+    if head.pinned > PINNED_MAX then
+      redis.call('DEL', PINS)
+      set('pinned', '')
+      head.pinned = nil
+    end
   end
 end
 
