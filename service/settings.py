@@ -6,10 +6,12 @@ equal.
 """
 
 import ipaddress
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +22,14 @@ MIB: Final = 1024 * KIB
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+
+
+URL_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "database_url": ("postgresql", "postgres"),
+    "migration_database_url": ("postgresql", "postgres"),
+    "redis_url": ("redis", "rediss", "unix"),
+    "openai_base_url": ("http", "https"),
+}
 
 
 class SettingsError(Exception):
@@ -150,8 +160,35 @@ def _check(settings: Settings) -> None:
             "HOST: AUTH=off serves everybody who can reach the port, so it starts only on a "
             "loopback address (127.0.0.1, ::1, localhost)"
         )
+    for field, schemes in URL_SCHEMES.items():
+        _check_url(field, getattr(settings, field), schemes)
+    if settings.openai_api_key is not None and not settings.openai_api_key.isascii():
+        raise SettingsError("OPENAI_API_KEY: must be ASCII")
+    for field in settings.__struct_fields__:
+        value = getattr(settings, field)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{field.upper()}: must be a finite number")
     if settings.port == settings.ops_port:
         raise SettingsError("OPS_PORT: must differ from PORT")
+
+
+def _check_url(field: str, url: str | None, schemes: tuple[str, ...]) -> None:
+    """A wrong address stops the start; it is never quoted, for it may carry a password."""
+    if url is None:
+        return
+    name = field.upper()
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        raise SettingsError(f"{name}: is no address: its host or port cannot be read") from None
+    if parts.scheme not in schemes:
+        raise SettingsError(f"{name}: must begin with {' or '.join(s + '://' for s in schemes)}")
+    if not host and parts.scheme != "unix" and "host=" not in parts.query:
+        raise SettingsError(f"{name}: names no host")
+    number = parts.path.strip("/")
+    if field == "redis_url" and parts.scheme != "unix" and number and not number.isdecimal():
+        raise SettingsError(f"{name}: the database must be a number")
 
 
 def missing_urls(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.problems import cut_off_answer
 from service.api.tracing import TRACE_KEY, trace_id_from
 from service.domain.errors import Overloaded
 from service.domain.observations import RequestServed
@@ -73,10 +74,12 @@ class Edge:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(trace_id=trace_id)
         status = 500
+        answered = False
 
         async def note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
+                answered = True
                 status = message["status"]
                 own = (*SECURITY_HEADERS, (b"x-request-id", trace_id.encode()))
                 given = {name for name, _ in message["headers"]}
@@ -88,6 +91,12 @@ class Edge:
 
         try:
             await self._app(scope, receive, note)
+        except asyncio.CancelledError:
+            # The server cancels what is in flight at the end of its grace time.
+            if answered:
+                raise
+            for message in cut_off_answer(trace_id):
+                await note(message)
         finally:
             self._note(scope, status, time.perf_counter() - started)
 

@@ -9,10 +9,12 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.types import Message
 
 from service.api.tracing import trace_id_of
 from service.domain.errors import (
     ChatMemoryError,
+    Draining,
     FieldError,
     InvalidRequest,
     PreconditionFailed,
@@ -145,6 +147,26 @@ def malformed(detail: str, trace_id: str) -> bytes:
         retryable=False,
     )
     return msgspec.json.encode(problem)
+
+
+def cut_off_answer(trace_id: str) -> list[Message]:
+    """The messages of an answer to a request that the end of the process cut off."""
+    error = Draining("The service is shutting down; the request was not finished.")
+    problem = Problem(
+        type=f"urn:chat-memory:problem:{error.code}",
+        title=error.title,
+        status=STATUS_OF[error.code],
+        detail=error.detail,
+        code=error.code,
+        trace_id=trace_id,
+        retryable=error.may_retry,
+    )
+    headers = _retry_headers(error) | {"content-type": PROBLEM_MEDIA_TYPE, "connection": "close"}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return [
+        {"type": "http.response.start", "status": problem.status, "headers": raw},
+        {"type": "http.response.body", "body": msgspec.json.encode(problem), "more_body": False},
+    ]
 
 
 def misfit(error: msgspec.ValidationError) -> InvalidRequest:

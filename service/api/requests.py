@@ -72,7 +72,7 @@ async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
     So is one that is given twice, or is no UTF-8: taking one of two or a stand-in would be a guess.
     """
     query: bytes = request.scope["query_string"]
-    if not query:
+    if not query or request.method == "OPTIONS":
         return
     known, seen = _parameters(request.route_handler), set[str]()
     for pair in filter(None, query.split(b"&")):

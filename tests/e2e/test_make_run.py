@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,12 @@ async def test_without_any_model_chat_says_what_to_set(tmp_path, database_url, r
         ({}, ("serve",), 2, "DATABASE_URL: is required with STORE=hybrid"),
         ({"STORE": "memory", "HOST": "0.0.0.0"}, ("serve",), 2, "HOST: AUTH=off"),
         ({"PORT": "x"}, ("flush",), 2, "PORT: Expected `int`"),
-        ({"STORE": "redis", "REDIS_URL": "x"}, ("flush",), 2, "STORE: only the hybrid store"),
+        (
+            {"STORE": "redis", "REDIS_URL": "redis://x"},
+            ("flush",),
+            2,
+            "STORE: only the hybrid store",
+        ),
         ({}, ("migrate", "up"), 2, "DATABASE_URL: is required by migrate"),
         (
             {"DATABASE_URL": "postgresql://a:geheim@127.0.0.1:9/x"},
@@ -215,3 +221,40 @@ async def test_sigterm_finishes_what_is_in_flight_and_flushes(tmp_path, database
     connection = await asyncpg.connect(database_url)
     assert await connection.fetchval("SELECT count(*) FROM messages") == 2
     await connection.close()
+
+
+async def test_a_turn_that_outlives_the_grace_time_is_told_so_and_frees_its_session(
+    tmp_path, database_url, redis_url
+):
+    never = asyncio.Event()
+    async with ModelServer() as model:
+        model.script(Reply(text="late", until=never))
+        environment = {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "OPENAI_API_KEY": "k",
+            "OPENAI_BASE_URL": model.base_url,
+            "SHUTDOWN_GRACE_SECONDS": "3",
+        }
+        async with (
+            service("serve", environment=environment, folder=tmp_path) as running,
+            httpx.AsyncClient(timeout=20) as http,
+        ):
+            await running.until_ready()
+            body = {"user_id": "ada", "message": "the planted text"}
+            chat = asyncio.create_task(http.post(f"{running.url}/chat", json=body))
+            await eventually(lambda: model.requests, within_seconds=10)
+            started = time.monotonic()
+            running.send(signal.SIGTERM)
+            response = await chat
+            assert (response.status_code, response.json()["code"]) == (503, "draining")
+            assert response.headers["x-should-retry"] == "true"
+            assert await running.ended() == 0
+            assert time.monotonic() - started < 3.5
+            assert "planted" not in running.log.read_text("utf-8")
+        never.set()
+
+        async with service("serve", environment=environment, folder=tmp_path) as running:
+            await running.until_ready()
+            answered = await say(running, "again")
+            assert answered["context"]["messages"] == 1

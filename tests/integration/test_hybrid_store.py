@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -19,6 +20,7 @@ from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_flusher, open_store
 from service.core.background import ended
 from service.domain.errors import (
+    ArchiveUnavailable,
     BacklogFull,
     DurabilityUnavailable,
     HotUnavailable,
@@ -28,7 +30,7 @@ from service.domain.errors import (
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Batch
 from service.domain.messages import Content
-from service.domain.observations import HotRead, PoolWaited
+from service.domain.observations import BatchFlushed, FlushFailed, HotRead, PoolWaited
 from service.domain.sessions import SessionDocument, SessionRef
 from service.ports import Append, Begin, Create, Finish, Once, PageQuery, SessionQuery
 from service.settings import Settings
@@ -573,3 +575,123 @@ async def test_the_archive_answers_while_redis_is_away(settings, hybrid):
         assert [m.content for m in await store.transcripts.page(ref(), query)] == ["a", "b"]
         with pytest.raises(HotUnavailable):
             await store.transcripts.page(ref(), PageQuery(limit=10))
+
+
+async def test_large_messages_are_flushed_in_batches_that_fit(settings, redis, archive):
+    small = msgspec.structs.replace(settings, flush_batch_bytes_max=10_000)
+    async with kept(small) as hybrid:
+        await append(hybrid, *(str(n) * 4000 for n in range(9)))
+        await append(hybrid, "x" * 50_000, "small")
+        await hybrid.flush()
+        sizes = [batch.entries for batch in hybrid.recorder.of(BatchFlushed)]
+        assert sum(sizes) == 11
+        assert max(sizes) <= 3
+    assert len(await archived(archive)) == 11
+
+
+async def test_batches_shrink_after_a_failure_and_grow_again(settings, hybrid, monkeypatch):
+    await append(hybrid, *(str(n) for n in range(40)))
+    clock, recorder = SystemClock(), Recorder()
+    small = msgspec.structs.replace(settings, flush_batch_max=16)
+    async with open_flusher(small, clock=clock, observer=recorder) as (flusher, ownership):
+        await ownership.renew()
+        write = flusher._writer.write
+
+        async def refuse(batch: Batch) -> Any:
+            raise ArchiveUnavailable("too large")
+
+        monkeypatch.setattr(flusher._writer, "write", refuse)
+        for _ in range(3):
+            with pytest.raises(ArchiveUnavailable):
+                await flusher.flush_once()
+        monkeypatch.setattr(flusher._writer, "write", write)
+        while await flusher.flush_once():
+            pass
+        await ownership.give_up()
+    assert [batch.entries for batch in recorder.of(BatchFlushed)] == [2, 4, 8, 16, 10]
+    assert [failed.entries for failed in recorder.of(FlushFailed)] == [16, 8, 4]
+
+
+async def test_a_flusher_stops_in_time_while_others_go_on_writing(settings, hybrid):
+    clock, recorder = SystemClock(), Recorder()
+
+    async def write_on() -> None:
+        while True:
+            await append(hybrid, "x", at=ref(secrets.token_hex(4)))
+
+    async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, _):
+        await flusher.start()
+        writers = [asyncio.create_task(write_on()) for _ in range(16)]
+        await eventually(lambda: recorder.of(BatchFlushed), within_seconds=10)
+        try:
+            await asyncio.wait_for(flusher.stop(), 8)
+        finally:
+            for writer in writers:
+                await ended(writer)
+
+
+async def test_archived_is_not_said_of_what_a_lost_redis_took_along(settings, redis):
+    async with kept(msgspec.structs.replace(settings, archive_wait_seconds=5)) as hybrid:
+        command = Append(ref=ref(), bodies=(said("a"),), durability="archived")
+        waiting = asyncio.create_task(hybrid.store.transcripts.append(command))
+
+        async def journaled() -> bool:
+            return bool([key async for key in redis.scan_iter("*:journal")])
+
+        await eventually(journaled, within_seconds=5)
+        await redis.flushdb()
+        with pytest.raises(ArchiveUnavailable, match="not in the archive"):
+            await waiting
+
+
+async def test_a_replay_that_a_clear_extends_keeps_the_document_of_a_session_made_again(
+    settings, hybrid, redis
+):
+    document = SessionDocument(metadata={"k": 1})
+    await append(hybrid, "old")
+    await hybrid.flush()
+    await hybrid.store.sessions.delete(ref())
+    await hybrid.store.sessions.create(Create(ref=ref(), user_id="bob", document=document))
+    clock, recorder = SystemClock(), Recorder()
+    async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, _):
+        # Committed, and the flusher died before the trim.
+        runs = await flusher._journal.head([(shard, 10) for shard in range(16)])
+        await flusher._writer.write(flusher_batch(runs))
+    await hybrid.store.transcripts.clear(ref())
+    await hybrid.flush()
+    await redis.flushdb()
+
+    session = await hybrid.store.sessions.get(ref())
+    assert (session.user_id, session.document) == ("bob", document)
+
+
+async def test_a_deleted_sessions_failed_turn_is_said_again_in_the_one_made_after_it(hybrid, redis):
+    once = Once(operation="chat", key="k", fingerprint="f")
+    command = msgspec.structs.replace(turn(), once=once)
+    await hybrid.store.turns.begin(command)
+    await hybrid.store.turns.fail(msgspec.structs.replace(answer(), once=once, body=None))
+    await hybrid.store.sessions.delete(ref())
+    await hybrid.flush()
+    for key in [key async for key in redis.scan_iter("*:head:*")]:
+        await redis.delete(key)
+    await hybrid.store.transcripts.recent(ref(), last=5)
+    await append(hybrid, "new")
+
+    begun = await hybrid.store.turns.begin(command)
+    assert [message.content for message in begun.history.messages] == ["new"]
+    assert await contents(hybrid) == ["new", "hi"]
+
+
+async def test_a_session_flushed_during_a_listing_is_in_it(hybrid, monkeypatch):
+    await append(hybrid, "x")
+    sessions = hybrid.store.sessions
+    unarchived = sessions._hot.unarchived
+
+    async def flushed_after(tenant: str) -> Any:
+        found = await unarchived(tenant)
+        await hybrid.flush()
+        return found
+
+    monkeypatch.setattr(sessions._hot, "unarchived", flushed_after)
+    page = await sessions.newest(SessionQuery(tenant="default", limit=10))
+    assert [session.id for session in page.items] == ["s"]

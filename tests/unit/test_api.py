@@ -663,6 +663,12 @@ async def test_a_wrong_method_names_the_right_ones(api, method, path, allowed):
     assert set(response.headers["allow"].split(", ")) == allowed
 
 
+async def test_options_beside_a_query_name_the_methods(api):
+    response = await api.http.options("/v1/sessions?limit=1")
+    assert response.status_code == 204
+    assert "POST" in response.headers["allow"]
+
+
 # --- around it ------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,14 @@ def test_every_setting_has_a_comment():
         ("SESSION_TTL_SECONDS", "5", "SESSION_TTL_SECONDS: Expected `int` >= 60"),
         ("HOST", "0.0.0.0", "HOST: AUTH=off serves everybody"),
         ("OPS_PORT", "8000", "OPS_PORT: must differ from PORT"),
+        ("DATABASE_URL", "postgresql://u:geheim@h:port/x", "DATABASE_URL: is no address"),
+        ("DATABASE_URL", "mysql://u:geheim@h/x", "DATABASE_URL: must begin with postgresql://"),
+        ("DATABASE_URL", "postgresql:///x", "DATABASE_URL: names no host"),
+        ("REDIS_URL", "http://:geheim@h/0", "REDIS_URL: must begin with redis://"),
+        ("REDIS_URL", "redis://:geheim@h/x", "REDIS_URL: the database must be a number"),
+        ("OPENAI_BASE_URL", "notaurl", "OPENAI_BASE_URL: must begin with http://"),
+        ("OPENAI_API_KEY", "geheimÉ", "OPENAI_API_KEY: must be ASCII"),
+        ("REQUEST_TIMEOUT_SECONDS", "inf", "REQUEST_TIMEOUT_SECONDS: must be a finite number"),
         ("REDIS_URL_FILE", "/nowhere/at/all", "REDIS_URL_FILE: cannot be read"),
     ],
 )
@@ -51,6 +59,21 @@ def test_a_wrong_value_is_refused_by_name_and_reason(name, value, reason):
     with pytest.raises(SettingsError) as caught:
         read({name: value})
     assert str(caught.value).startswith(reason)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "postgresql://u:p@db.example:5432/x?sslmode=require"),
+        ("DATABASE_URL", "postgres://u@/x?host=/run/postgresql"),
+        ("REDIS_URL", "redis://127.0.0.1"),
+        ("REDIS_URL", "rediss://:p@h:6380/3"),
+        ("REDIS_URL", "unix:///run/redis.sock"),
+    ],
+)
+def test_usual_addresses_are_accepted(name, value):
+    assert getattr(read({name: value}), name.lower()) == value
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
