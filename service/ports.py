@@ -99,6 +99,8 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     pinned: tuple[Message, ...]
     ttl: int | None
+    message_count: int | None = None
+    """Messages of the session, where that is known without another question."""
 
 
 class Transcripts(Protocol):

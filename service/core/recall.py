@@ -7,7 +7,7 @@ import msgspec
 
 from service.core.recording import check_session
 from service.domain.context import ContextOptions, Strategy, check_options, plan, window
-from service.domain.errors import InvalidValue
+from service.domain.errors import InvalidValue, SessionNotFound
 from service.domain.ids import (
     HIGHEST_ID,
     ZERO_ID,
@@ -18,7 +18,7 @@ from service.domain.ids import (
 )
 from service.domain.messages import Message
 from service.domain.sessions import Session, SessionRef
-from service.ports import PageQuery, SessionQuery, Sessions, SessionsPage, Transcripts
+from service.ports import PageQuery, Recent, SessionQuery, Sessions, SessionsPage, Transcripts
 
 PAGE_LIMIT_MAX: Final = 1000
 WAIT_SECONDS_MAX: Final = 15.0
@@ -87,15 +87,23 @@ class Recall:
         """Raises SessionNotFound."""
         check_session(ref)
         check_options(options, "")
-        session = await self._sessions.get(ref)
-        chosen = plan(options.over(session.document.context))
-        recent = await self._transcripts.recent(ref, last=chosen.last)
+        recent = await self._transcripts.recent(ref, last=plan(options).last)
+        if not recent.exists:
+            raise SessionNotFound
+        chosen = plan(options.over(recent.document.context))
+        if chosen != plan(options):
+            recent = await self._transcripts.recent(ref, last=chosen.last)
         shown = tuple(window(chosen, recent.pinned, recent.messages))
         return ShownContext(
             strategy=chosen.strategy,
             messages=shown,
-            left_out=max(0, session.message_count - len(shown)),
+            left_out=max(0, await self._count(ref, recent) - len(shown)),
         )
+
+    async def _count(self, ref: SessionRef, recent: Recent) -> int:
+        if recent.message_count is not None:
+            return recent.message_count
+        return (await self._sessions.get(ref)).message_count
 
     async def session(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
         """Waits until all its messages are archived, or so long. Raises SessionNotFound."""

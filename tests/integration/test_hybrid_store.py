@@ -19,6 +19,8 @@ from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_flusher, open_store
 from service.core.background import ended
+from service.core.recall import Recall
+from service.domain.context import ContextOptions
 from service.domain.errors import (
     ArchiveUnavailable,
     BacklogFull,
@@ -32,7 +34,7 @@ from service.domain.journal import Batch
 from service.domain.messages import Content
 from service.domain.observations import BatchFlushed, FlushFailed, HotRead, PoolWaited
 from service.domain.sessions import SessionDocument, SessionRef
-from service.ports import Append, Begin, Create, Finish, Once, PageQuery, SessionQuery
+from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, SessionQuery
 from service.settings import Settings
 from tests.support.polling import eventually
 from tests.support.stores import Kept, Recorder, kept, ref, said
@@ -695,3 +697,21 @@ async def test_a_session_flushed_during_a_listing_is_in_it(hybrid, monkeypatch):
     monkeypatch.setattr(sessions._hot, "unarchived", flushed_after)
     page = await sessions.newest(SessionQuery(tenant="default", limit=10))
     assert [session.id for session in page.items] == ["s"]
+
+
+async def test_a_hot_session_is_shown_and_chatted_in_while_the_archive_is_away(settings, hybrid):
+    await append(hybrid, *(str(n) for n in range(8)), user="ada")
+    await hybrid.store.transcripts.recent(ref(), last=5)
+    await hybrid.flush()
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    away = msgspec.structs.replace(settings, database_url=url, session_ttl_seconds=60)
+    async with open_store(away, clock=SystemClock(), observer=Recorder()) as store:
+        recall = Recall(store.transcripts, store.sessions)
+        shown = await recall.context(ref(), ContextOptions(last=3))
+        assert ([m.content for m in shown.messages], shown.left_out) == (["5", "6", "7"], 5)
+        assert len((await recall.history(ref(), limit=4)).messages) == 4
+        begun = await store.turns.begin(msgspec.structs.replace(turn(), user_id="ada"))
+        assert isinstance(begun, Begun)
+        assert len(begun.history.messages) == 8
+        with pytest.raises(ArchiveUnavailable):
+            await store.turns.begin(msgspec.structs.replace(turn(), ref=ref("cold")))

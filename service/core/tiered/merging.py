@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from service.domain.ids import ZERO_ID
 from service.domain.messages import Message, decode_messages, newest
 from service.domain.sessions import decode_document
@@ -20,7 +22,10 @@ def covers(state: HotState, last: int | None) -> bool:
 
 
 def hot_recent(state: HotState, last: int | None) -> Recent:
-    return merged_recent(state, [], decode_messages(state.pinned), last)
+    recent = merged_recent(state, [], decode_messages(state.pinned), last)
+    if state.floor != ZERO_ID:
+        return recent
+    return msgspec.structs.replace(recent, message_count=state.held)
 
 
 def merged_recent(
