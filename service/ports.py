@@ -340,6 +340,12 @@ class Filling(msgspec.Struct, frozen=True, kw_only=True):
     """System and developer messages below the floor; None: not looked up."""
 
 
+class Filled(msgspec.Struct, frozen=True, kw_only=True):
+    """The session is hot, for ``ttl`` seconds; None where it does not exist."""
+
+    ttl: int | None
+
+
 class Cold(msgspec.Struct, frozen=True, kw_only=True):
     """The archive must be asked first; nothing was written."""
 
@@ -358,8 +364,8 @@ class HotTranscripts(Protocol):
         """
         ...
 
-    async def fill(self, filling: Filling) -> bool:
-        """Compare and set: False, and nothing done, when the state is no longer as seen."""
+    async def fill(self, filling: Filling) -> Filled | None:
+        """Compare and set: None, and nothing done, when the state is no longer as seen."""
         ...
 
     async def clear(self, ref: SessionRef) -> bool | Cold:

@@ -141,7 +141,8 @@ async def test_a_cold_read_makes_the_session_hot_again(hybrid, redis):
     hybrid.recorder.seen.clear()
 
     for _ in range(2):
-        await hybrid.store.transcripts.recent(ref(), last=10)
+        recent = await hybrid.store.transcripts.recent(ref(), last=10)
+        assert recent.ttl == 1
     assert [read.result for read in hybrid.recorder.of(HotRead)] == ["filled", "hit"]
 
 

@@ -63,16 +63,17 @@ class SessionArguments:
             unflushed=int(fields["unflushed"] or 0),
             pinned_complete=fields["pinned"] != "",
             held=int(fields["held"] or 0),
-            ttl=self._ttl(int(ttl), fields),
+            ttl=self.ttl(int(ttl), exists=fields["exists"] != "", own=fields["ttl"]),
             pinned=tuple(pinned),
             messages=tuple(messages),
         )
 
-    def _ttl(self, milliseconds: int, fields: dict[str, str]) -> int | None:
-        if not fields["exists"]:
+    def ttl(self, milliseconds: int, *, exists: bool, own: str) -> int | None:
+        """Seconds that a session stays hot; the full ones while it is unflushed."""
+        if not exists:
             return None
         if milliseconds < 0:
-            return int(fields["ttl"] or self.limits.ttl_seconds)
+            return int(own or self.limits.ttl_seconds)
         return round(milliseconds / 1000)
 
     def refusal(self, status: bytes) -> Exception:

@@ -11,7 +11,7 @@ from service.adapters.redis.replies import SessionArguments, wanted
 from service.domain.errors import PreconditionFailed
 from service.domain.ids import ZERO_ID, MessageId, random_bits
 from service.domain.sessions import SessionRef, decode_document
-from service.ports import Append, Appended, Cold, Filling, HotState
+from service.ports import Append, Appended, Cold, Filled, Filling, HotState
 
 APPEND: Final = Script("append", of_session=True)
 READ: Final = Script("read", of_session=True)
@@ -73,7 +73,7 @@ class RedisTranscripts:
         _, state = await self._door.run(READ, self._arguments.keys.session(ref).listed(), words)
         return self._arguments.state(state)
 
-    async def fill(self, filling: Filling) -> bool:
+    async def fill(self, filling: Filling) -> Filled | None:
         row = filling.session
         session = None if row is None or row.deleted else row
         document = decode_document(session.document) if session else decode_document(b"")
@@ -99,7 +99,10 @@ class RedisTranscripts:
         ]
         keys = self._arguments.keys.session(filling.ref).listed()
         reply = await self._door.run(FILL, keys, words)
-        return reply[0] == b"filled"
+        if reply[0] != b"filled":
+            return None
+        _, milliseconds, exists, own = reply
+        return Filled(ttl=self._arguments.ttl(milliseconds, exists=exists != b"", own=own.decode()))
 
     async def clear(self, ref: SessionRef) -> bool | Cold:
         words = [*self._arguments.shared(ref), random_bits()]

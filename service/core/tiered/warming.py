@@ -17,6 +17,7 @@ from service.domain.sessions import SessionRef, decode_document
 from service.ports import (
     Archive,
     ArchivedSession,
+    Filled,
     Filling,
     HotState,
     HotTranscripts,
@@ -127,7 +128,7 @@ class Warming:
         stands = session is not None and not session.deleted
         if not stands and not state.exists:
             filled = await self._fill(ref, state, session, older=[], pinned=[], to_start=True)
-            return hot_recent(state, last), filled
+            return hot_recent(state, last), filled is not None
 
         pinned = await self._pinned(ref, state)
         wanted = None if last is None else last + len(pinned)
@@ -144,7 +145,8 @@ class Warming:
             user_id=session.user_id if session else None,
             document=session.document if session and not state.known else b"",
         )
-        return msgspec.structs.replace(recent, exists=True), filled
+        ttl = filled.ttl if filled else state.ttl
+        return msgspec.structs.replace(recent, exists=True, ttl=ttl), filled is not None
 
     async def _older(
         self, ref: SessionRef, state: HotState, last: int | None
@@ -184,7 +186,7 @@ class Warming:
         older: list[bytes],
         pinned: list[bytes],
         to_start: bool,
-    ) -> bool:
+    ) -> Filled | None:
         """Keep the newest of ``older`` hot, as many as the cap allows."""
         room = max(0, self._held_max - state.held)
         kept = older[-room:] if room else []

@@ -8,7 +8,7 @@
 --       20 new floor, or '' to leave the tail as it is
 --       21 count of pins, -1 when they were not looked up   22 count of messages
 --       24... pins, then messages, oldest first
--- Reply {'filled'} | {'moved'}
+-- Reply {'filled', remaining milliseconds, '' unless it exists, own lifetime or ''} | {'moved'}
 -- The epoch tells that the head is the same since, so every append since is in the tail above the
 -- floor; floor and count tell that nothing was trimmed or said. Then what is below the floor is as it
 -- was read, and the pins are all there are.
@@ -49,4 +49,4 @@ if ARGV[20] ~= '' then
   end
 end
 settle()
-return { 'filled' }
+return { 'filled', redis.call('PTTL', HEAD), head.exists or '', head.ttl or '' }
