@@ -184,6 +184,29 @@ async def test_a_filling_that_was_overtaken_changes_nothing(hybrid, redis, monke
     assert [message.content for message in recent.messages] == ["a", "b", "c"]
 
 
+async def test_a_system_message_said_during_a_filling_is_kept_apart_all_the_same(
+    hybrid, redis, monkeypatch
+):
+    await append(hybrid, "a", "b")
+    await hybrid.flush()
+    await redis.flushdb()
+    await append(hybrid, "c")
+    transcripts = hybrid.store.transcripts
+    fill = transcripts._hot.fill
+
+    async def overtaken(filling):
+        monkeypatch.setattr(transcripts._hot, "fill", fill)
+        rule = Append(ref=ref(), bodies=(said("rule", "system"),))
+        await transcripts.append(rule)
+        return await fill(filling)
+
+    monkeypatch.setattr(transcripts._hot, "fill", overtaken)
+    await transcripts.recent(ref(), last=10)
+    await append(hybrid, "d")
+    recent = await transcripts.recent(ref(), last=1)
+    assert [message.content for message in recent.pinned] == ["rule"]
+
+
 async def test_evicted_keys_are_never_an_empty_history(hybrid, redis):
     await append(hybrid, "a", "b")
     await hybrid.flush()
