@@ -35,6 +35,11 @@ class _Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
         """Left to ServiceServer."""
 
+    def cut_off(self) -> None:
+        """End what is in flight; each is told so, and its connection closes."""
+        for task in list(self.server_state.tasks):
+            task.cancel()
+
     async def run_quietly(self) -> None:
         # Server.serve would take the signals; the work is in _serve.
         try:
@@ -98,6 +103,7 @@ class ServiceServer:
         if self._signals > 1:
             for server in self._servers:
                 server.should_exit = server.force_exit = True
+                server.cut_off()
         self.stop()
 
     async def _end_the_last(self) -> None:
