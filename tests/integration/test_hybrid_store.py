@@ -739,3 +739,48 @@ async def test_a_hot_session_is_shown_and_chatted_in_while_the_archive_is_away(s
         assert len(begun.history.messages) == 8
         with pytest.raises(ArchiveUnavailable):
             await store.turns.begin(msgspec.structs.replace(turn(), ref=ref("cold")))
+
+
+async def test_a_read_that_a_clear_tears_is_read_again(hybrid, monkeypatch):
+    await append(hybrid, *(str(n) for n in range(60)))
+    await hybrid.flush()
+    warming = hybrid.store.transcripts._warming
+    page = warming.archive.page
+
+    async def after_a_clear(*arguments: Any, **options: Any) -> list[bytes]:
+        monkeypatch.setattr(warming.archive, "page", page)
+        await hybrid.store.transcripts.clear(ref())
+        await append(hybrid, "new")
+        await hybrid.flush()
+        return await page(*arguments, **options)
+
+    monkeypatch.setattr(warming.archive, "page", after_a_clear)
+    recent = await hybrid.store.transcripts.recent(ref(), last=None)
+    assert [message.content for message in recent.messages] == ["new"]
+
+
+async def test_a_turn_that_cannot_be_shown_its_history_frees_its_session(hybrid, monkeypatch):
+    await append(hybrid, *(str(n) for n in range(60)))
+    await hybrid.flush()
+    everything = msgspec.structs.replace(turn(), last=None)
+
+    async def away(*_arguments: Any, **_options: Any) -> Any:
+        raise ArchiveUnavailable("away")
+
+    async def passes(*_arguments: Any) -> None:
+        return
+
+    monkeypatch.setattr(hybrid.store.turns._warming, "recent", away)
+    with pytest.raises(ArchiveUnavailable):
+        await hybrid.store.turns.begin(everything)
+    assert len(await contents(hybrid)) == 60
+
+    monkeypatch.undo()
+    await hybrid.store.transcripts.recent(ref(), last=5)
+    monkeypatch.setattr(hybrid.store.turns._warming, "complete", away)
+    monkeypatch.setattr(hybrid.store.turns, "_warm", passes)
+    with pytest.raises(ArchiveUnavailable):
+        await hybrid.store.turns.begin(everything)
+    monkeypatch.undo()
+    other = msgspec.structs.replace(turn(), lease_token="other")
+    assert isinstance(await hybrid.store.turns.begin(other), Begun)
