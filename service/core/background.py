@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from service.domain.errors import ChatMemoryError
 from service.domain.observations import ComponentFailed, LoopLagSeen
 from service.ports import Clock, Observer
 
@@ -101,9 +100,6 @@ class Looper:
             try:
                 if await self._round():
                     pause = 0.0
-            except ChatMemoryError as error:
-                self._note(error)
-                pause = max(pause, PAUSE_AFTER_FAILURE_SECONDS)
             except Exception as error:  # noqa: BLE001  # A loop outlives whatever its round meets.
                 self._note(error)
                 pause = max(pause, PAUSE_AFTER_FAILURE_SECONDS)

@@ -76,9 +76,7 @@ class RedisJournal:
         keys = [self._keys.journal(shard), self._keys.shard_counters(shard)]
         words: list[Value] = [
             entries[0].position,
-            entries[-1].position,
             _after(entries[-1].position),
-            len(entries),
             sum(len(entry.body) for entry in entries),
             self._limits.ttl_seconds * 1000,
             self._limits.held_max,

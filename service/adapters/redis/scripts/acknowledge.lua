@@ -1,23 +1,23 @@
 -- acknowledge: drop entries that the archive has committed from the head of a shard's journal.
 --
 -- KEYS  1 journal   2 shard   then head, tail, pins and index of each session in the batch
--- ARGV  1 position of the first entry   2 of the last   3 of the one after it (exclusive bound)
---       4 count of entries   5 bytes of their bodies   6 lifetime of an archived session, milliseconds
---       7 messages held at most   8... per session: its id, count of its entries
+-- ARGV  1 position of the first entry   2 lowest position after the last one   3 bytes of their bodies
+--       4 lifetime of an archived session, milliseconds   5 messages held at most
+--       6... per session: its id, count of its entries
 -- Reply 1, or 0 and nothing done when the journal no longer begins with the first entry.
 -- Entries leave a journal only at its head and only here, so between the first and the last of them
 -- stand exactly the ones that were read.
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 if #first == 0 or first[1][1] ~= ARGV[1] then return 0 end
 
-redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[3])
+redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[2])
 if redis.call('XLEN', KEYS[1]) == 0 then
   redis.call('HSET', KEYS[2], 'bytes', 0)
 else
-  redis.call('HINCRBY', KEYS[2], 'bytes', -tonumber(ARGV[5]))
+  redis.call('HINCRBY', KEYS[2], 'bytes', -tonumber(ARGV[3]))
 end
 
-local held_max = tonumber(ARGV[7])
+local held_max = tonumber(ARGV[5])
 
 -- The same trimming as in session.lua, for a session that could not be trimmed while unflushed.
 local function trim(head, tail, held, unflushed)
@@ -37,7 +37,7 @@ local function settle(head, tail, pins, index, session, count)
     trim(head, tail, held, unflushed)
   end
   if unflushed == 0 then
-    local lifetime = fields[3] and tonumber(fields[3]) * 1000 or tonumber(ARGV[6])
+    local lifetime = fields[3] and tonumber(fields[3]) * 1000 or tonumber(ARGV[4])
     redis.call('ZREM', index, session)
     redis.call('PEXPIRE', head, lifetime)
     redis.call('PEXPIRE', tail, lifetime)
@@ -46,7 +46,7 @@ local function settle(head, tail, pins, index, session, count)
 end
 
 for place = 0, (#KEYS - 2) / 4 - 1 do
-  local key, argument = 3 + 4 * place, 8 + 2 * place
+  local key, argument = 3 + 4 * place, 6 + 2 * place
   settle(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], ARGV[argument],
     tonumber(ARGV[argument + 1]))
 end
