@@ -11,21 +11,20 @@ import structlog
 from service import __version__
 from service.adapters.logs.configuration import configure
 from service.adapters.logs.events import LogObserver
-from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
 from service.adapters.postgres.migrations import Migrator
 from service.adapters.prometheus.metrics import PrometheusObserver
 from service.api.app import create_app
 from service.api.operations import Operations, create_operations_app
 from service.api.server import Listener, ServiceServer
-from service.api.use_cases import ApiSettings, UseCases
+from service.api.use_cases import ApiSettings
 from service.bootstrap.ambient import Observers, SystemClock
-from service.bootstrap.stores import Store, migrations_directory, open_flusher, open_store
+from service.bootstrap.connections import migrations_directory
+from service.bootstrap.flushers import open_flusher
+from service.bootstrap.stores import Store, open_store
+from service.bootstrap.use_cases import open_use_cases
 from service.core.background import Component, LoopLag
-from service.core.chat import Chat, ChatSettings
 from service.core.flushing import BacklogWatch
 from service.core.readiness import Readiness
-from service.core.recall import Recall
-from service.core.recording import Recording
 from service.dev.stack import DevStack
 from service.domain.errors import HotUnavailable
 from service.ports import Clock, Observer
@@ -34,11 +33,6 @@ from service.settings import Settings, SettingsError, missing_urls, with_urls
 WATCH_PAUSE_SECONDS: Final = 1.0
 REQUESTS_SHARE: Final = 0.7
 """Part of the grace time for what is in flight; the last flush comes after it."""
-NO_MODEL: Final = (
-    "No model is configured: set OPENAI_API_KEY, and OPENAI_BASE_URL for another server than "
-    "OpenAI's."
-)
-
 log = structlog.stdlib.get_logger("chat_memory")
 
 
@@ -63,7 +57,9 @@ async def serve(
         if with_flusher and store.journal is not None:
             components += await _flusher_components(stack, settings, store, clock, observer)
         await stack.enter_async_context(_running(components))
-        use_cases = await stack.enter_async_context(_use_cases(settings, store, clock, observer))
+        use_cases = await stack.enter_async_context(
+            open_use_cases(settings, store, clock, observer)
+        )
         api = create_app(
             use_cases,
             readiness,
@@ -155,46 +151,6 @@ async def _check(store: Store) -> None:
             log.warning("redis_check_skipped", reason=warning)
     except HotUnavailable as error:
         log.warning("redis_is_away", reason=error.detail)
-
-
-@asynccontextmanager
-async def _use_cases(
-    settings: Settings, store: Store, clock: Clock, observer: Observer
-) -> AsyncGenerator[UseCases]:
-    model = _model(settings, observer)
-    # Imported before the first caller waits for it.
-    await model.open()
-    try:
-        chat_settings = ChatSettings(
-            model=settings.openai_model,
-            message_bytes_max=settings.message_bytes_max,
-            deadline_seconds=settings.turn_deadline_seconds,
-            lease_seconds=settings.turn_lease_seconds,
-        )
-        yield UseCases(
-            recording=Recording(
-                store.transcripts, store.sessions, message_bytes_max=settings.message_bytes_max
-            ),
-            recall=Recall(store.transcripts, store.sessions),
-            chat=Chat(store.turns, model, chat_settings, clock=clock, observer=observer),
-        )
-    finally:
-        await model.close()
-
-
-def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:
-    if settings.openai_api_key is None:
-        return NoModel(NO_MODEL)
-    return OpenAIModel(
-        ModelSettings(
-            api_key=settings.openai_api_key,
-            base_url=settings.openai_base_url,
-            connect_seconds=settings.openai_connect_timeout_seconds,
-            max_retries=settings.openai_max_retries,
-            connections=settings.openai_pool_size,
-        ),
-        observer,
-    )
 
 
 async def _flusher_components(

@@ -21,7 +21,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
-from service.bootstrap.stores import Store, open_flusher
+from service.bootstrap.flushers import open_flusher
+from service.bootstrap.stores import Store
 from service.domain.context import ContextOptions
 from service.domain.errors import (
     PreconditionFailed,

@@ -17,7 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.adapters.postgres.keys import session_key
 from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
-from service.bootstrap.stores import open_flusher, open_store
+from service.bootstrap.flushers import open_flusher
+from service.bootstrap.stores import open_store
 from service.core.background import ended
 from service.core.recall import Recall
 from service.domain.context import ContextOptions

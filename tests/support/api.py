@@ -7,13 +7,11 @@ import httpx
 import msgspec
 
 from service.api.app import create_app
-from service.api.use_cases import ApiSettings, UseCases
+from service.api.use_cases import ApiSettings
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_store
-from service.core.chat import Chat, ChatSettings
+from service.bootstrap.use_cases import wired
 from service.core.readiness import Readiness
-from service.core.recall import Recall
-from service.core.recording import Recording
 from service.ports import Model
 from service.settings import Settings
 from tests.support.stores import Recorder
@@ -40,21 +38,14 @@ async def api_client(
     request_seconds: float = 20,
 ) -> AsyncGenerator[Client]:
     recorder, clock = Recorder(), SystemClock()
-    chosen = settings or Settings(store="memory")
+    chosen = msgspec.structs.replace(
+        settings or Settings(store="memory"),
+        openai_model="default-model",
+        message_bytes_max=MESSAGE_BYTES_MAX,
+        turn_deadline_seconds=5.0,
+    )
     async with open_store(chosen, clock=clock, observer=recorder) as store:
-        chat_settings = ChatSettings(
-            model="default-model",
-            message_bytes_max=MESSAGE_BYTES_MAX,
-            deadline_seconds=5,
-            lease_seconds=5,
-        )
-        use_cases = UseCases(
-            recording=Recording(
-                store.transcripts, store.sessions, message_bytes_max=MESSAGE_BYTES_MAX
-            ),
-            recall=Recall(store.transcripts, store.sessions),
-            chat=Chat(store.turns, model, chat_settings, clock=clock, observer=recorder),
-        )
+        use_cases = wired(chosen, store, model, clock=clock, observer=recorder)
         readiness = Readiness(store.dependencies)
         app = create_app(
             use_cases,

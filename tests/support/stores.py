@@ -8,7 +8,8 @@ from typing import TypeVar
 import msgspec
 
 from service.bootstrap.ambient import SystemClock
-from service.bootstrap.stores import Store, open_flusher, open_store
+from service.bootstrap.flushers import open_flusher
+from service.bootstrap.stores import Store, open_store
 from service.domain.messages import MessageBody, Role, encode_body
 from service.domain.observations import Observation
 from service.domain.sessions import SessionRef

@@ -10,7 +10,7 @@ import sys
 
 from service.adapters.redis.journal import RedisJournal
 from service.bootstrap.ambient import Observers, SystemClock
-from service.bootstrap.stores import open_flusher
+from service.bootstrap.flushers import open_flusher
 from service.domain.journal import Acknowledgement
 from service.settings import Settings
 
