@@ -11,12 +11,15 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from service.domain.context import plan
+from service.domain.context import ContextOptions, Need, plan
+from service.domain.errors import ContextTooLarge
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
 from service.domain.messages import Message, Role
 from service.domain.observations import Observation
 from service.domain.sessions import Session, SessionDocument, SessionRef
+from service.domain.summaries import Summary
+from service.domain.tokens import Tokenizer
 from service.domain.turns import Answer, Prompt
 
 Wanted = Literal["journaled", "fsynced", "archived"]
@@ -90,7 +93,7 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
     """The newest messages in order, and the system and developer messages older than those.
 
     ``messages`` has as many as were asked for that are not system or developer messages, and those
-    in between.
+    in between; where tokens were asked for, at least so many, or all there are.
     """
 
     exists: bool
@@ -101,6 +104,7 @@ class Recent(msgspec.Struct, frozen=True, kw_only=True):
     ttl: int | None
     message_count: int | None = None
     """Messages of the session, where that is known without another question."""
+    summary: Summary | None = None
 
 
 class Transcripts(Protocol):
@@ -124,12 +128,11 @@ class Transcripts(Protocol):
         """
         ...
 
-    async def recent(
-        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
-    ) -> Recent:
-        """The newest messages, ``last`` of them not system or developer messages; None for all.
+    async def recent(self, ref: SessionRef, need: Need, *, archive_only: bool = False) -> Recent:
+        """The newest messages, as many as needed; system and developer messages do not count.
 
-        An unknown session does not exist.
+        An unknown session does not exist. Raises ContextTooLarge where all of a very long one is
+        needed; by tokens, BUFFER_MESSAGES_MAX messages are enough.
         """
         ...
 
@@ -193,6 +196,14 @@ class Sessions(Protocol):
         """
         ...
 
+    async def summarise(self, ref: SessionRef, old: MessageId | None, summary: Summary) -> bool:
+        """Put a summary in the place of the one that reaches through ``old``; None for none.
+
+        False, and nothing done, when another summary stands there by now, the messages were
+        cleared away, or the new one does not reach further. Raises SessionNotFound.
+        """
+        ...
+
     async def delete(self, ref: SessionRef) -> None:
         """Forget the session and its messages; cancels a running turn. Raises SessionNotFound."""
         ...
@@ -204,10 +215,11 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     ref: SessionRef
     turn_id: TurnId
     body: bytes
-    last: int | None
-    """Newest messages needed before the new one; None for all."""
-    session_last: bool
-    """True when the session's own context document decides, with ``last`` as the fallback."""
+    options: ContextOptions = ContextOptions()
+    """How much history the prompt needs; what is open here, the session's own context decides."""
+    cost: int = 0
+    """Tokens of the prompt without anything of the session's; above the budget, if the context has
+    one, the turn is refused and its message not stored."""
     user_id: str | None
     once: Once | None
     lease_token: str
@@ -215,11 +227,16 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     """What the turn's end will wait for; what cannot be had is refused at its begin."""
 
 
-def needed_last(command: Begin, document: SessionDocument) -> int | None:
+def needed(command: Begin, document: SessionDocument) -> Need:
     """How much history a turn's prompt needs, once the session's own context is known."""
-    if command.session_last and document.context is not None:
-        return plan(document.context).last
-    return command.last
+    return plan(command.options.over(document.context)).need
+
+
+def check_cost(command: Begin, document: SessionDocument) -> None:
+    """Raises ContextTooLarge where the new message alone is over the budget."""
+    budget = plan(command.options.over(document.context)).max_tokens
+    if budget is not None and command.cost > budget:
+        raise ContextTooLarge.over(command.cost - budget, budget)
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,7 +282,8 @@ class Turns(Protocol):
 
         A repeated key returns the finished turn, raises RequestRunning beside a running one, and
         takes a failed or interrupted one up again without a second user message. Raises
-        SessionBusy, SessionNotFound (another user's), BacklogFull, IdempotencyKeyReused.
+        SessionBusy, SessionNotFound (another user's), BacklogFull, IdempotencyKeyReused,
+        ContextTooLarge.
         """
         ...
 
@@ -309,6 +327,7 @@ class HotState(msgspec.Struct, frozen=True, kw_only=True):
     ttl: int | None
     pinned: tuple[bytes, ...]
     messages: tuple[bytes, ...]
+    summary: bytes = b""
 
 
 class ArchivedSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -324,6 +343,7 @@ class ArchivedSession(msgspec.Struct, frozen=True, kw_only=True):
     cleared_through: MessageId
     deleted: bool = False
     """A tombstone: the session is gone, and what it says of the past still holds."""
+    summary: bytes = b""
 
 
 class Filling(msgspec.Struct, frozen=True, kw_only=True):
@@ -382,6 +402,10 @@ class HotSessions(Protocol):
 
     async def replace(
         self, ref: SessionRef, old: SessionDocument, new: SessionDocument
+    ) -> Literal["replaced", "changed", "missing"] | Cold: ...
+
+    async def summarise(
+        self, ref: SessionRef, old: MessageId | None, summary: Summary
     ) -> Literal["replaced", "changed", "missing"] | Cold: ...
 
     async def delete(self, ref: SessionRef) -> bool | Cold: ...
@@ -490,6 +514,12 @@ class Model(Protocol):
 
         Raises ModelError, ModelUnavailable, ModelTimeout, ContextTooLarge.
         """
+        ...
+
+
+class Tokenizers(Protocol):
+    async def of(self, model: str) -> Tokenizer:
+        """The tokenizer of a model's vocabulary; of the default one for an unknown model."""
         ...
 
 

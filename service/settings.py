@@ -86,6 +86,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     turn_deadline_seconds: Annotated[float, Meta(gt=0, le=270)] = 120.0
     turn_lease_seconds: Annotated[float, Meta(ge=1)] = 10.0
 
+    summary_model: str | None = None
+    summary_tokens_max: Annotated[int, Meta(ge=16, le=32_000)] = 500
+    summary_input_tokens_max: Annotated[int, Meta(ge=256, le=1_000_000)] = 8000
+    summary_deadline_seconds: Seconds = 60.0
+
     message_bytes_max: Annotated[int, Meta(ge=1, le=16 * MIB)] = 256 * KIB
     body_bytes_max: Annotated[int, Meta(ge=1, le=256 * MIB)] = 8 * MIB
 

@@ -5,7 +5,13 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.domain.context import WINDOW_LAST_MAX, ContextOptions, Strategy
+from service.domain.context import (
+    BUDGET_TOKENS_MAX,
+    BUDGET_TOKENS_MIN,
+    WINDOW_LAST_MAX,
+    ContextOptions,
+    Strategy,
+)
 from service.domain.ids import ID_BYTES_MAX
 from service.domain.messages import BATCH_MESSAGES_MAX, MessageBody, Role
 from service.domain.sessions import (
@@ -43,7 +49,13 @@ class ContextBody(RequestBody, frozen=True, kw_only=True):
     """How much of the session the model is shown."""
 
     strategy: Annotated[
-        Strategy | None, Meta(description="All of it (buffer) or the last N messages (window).")
+        Strategy | None,
+        Meta(
+            description=(
+                "All of it (buffer), the last N messages (window), the newest that fit a budget "
+                "(tokens), or a rolling summary and the newest that fit (summary)."
+            )
+        ),
     ] = None
     last: Annotated[
         int | None,
@@ -53,8 +65,24 @@ class ContextBody(RequestBody, frozen=True, kw_only=True):
         ),
     ] = None
 
+    max_tokens: Annotated[
+        int | None,
+        Meta(
+            description="Budget of the whole input, for tokens and summary; 8000 by default.",
+            extra_json_schema={"minimum": BUDGET_TOKENS_MIN, "maximum": BUDGET_TOKENS_MAX},
+        ),
+    ] = None
+    profile: Annotated[
+        bool | None, Meta(description="Whether the model is shown the user's profile.")
+    ] = None
+
     def options(self) -> ContextOptions:
-        return ContextOptions(strategy=self.strategy, last=self.last)
+        return ContextOptions(
+            strategy=self.strategy,
+            last=self.last,
+            max_tokens=self.max_tokens,
+            profile=self.profile,
+        )
 
 
 class ChatFields(RequestBody, frozen=True, kw_only=True):
@@ -152,6 +180,8 @@ class ContextPatchBody(RequestBody, frozen=True, kw_only=True):
 
     strategy: Strategy | UnsetType | None = UNSET
     last: int | UnsetType | None = UNSET
+    max_tokens: int | UnsetType | None = UNSET
+    profile: bool | UnsetType | None = UNSET
 
 
 class SessionPatchBody(RequestBody, frozen=True, kw_only=True):

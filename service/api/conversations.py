@@ -11,7 +11,7 @@ from service.api.middleware import TURN
 from service.api.requests import IDEMPOTENCY_KEY, once, session_ref
 from service.api.use_cases import Injected, UseCases
 from service.api.views import HistoryMessageView, HistoryView, TurnView, view_turn
-from service.core.chat import ChatRequest
+from service.core.chat_request import ChatRequest
 from service.core.recording import check_session
 from service.domain.errors import SessionNotFound
 from service.domain.ids import check_id

@@ -16,7 +16,7 @@ from service.api.bodies import (
 from service.api.problems import PROBLEM_MEDIA_TYPE
 from service.api.requests import IDEMPOTENCY_KEY
 from service.core.recall import PAGE_LIMIT_MAX
-from service.domain.context import WINDOW_LAST_MAX
+from service.domain.context import BUDGET_TOKENS_MAX, BUDGET_TOKENS_MIN, WINDOW_LAST_MAX
 from service.domain.ids import ID_BYTES_MAX
 
 REQUEST_BODIES: Final = (TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody)
@@ -27,6 +27,7 @@ PARAMETER_LIMITS: Final[dict[str, dict[str, Any]]] = {
     "user_id": _ID,
     "limit": {"minimum": 1, "maximum": PAGE_LIMIT_MAX},
     "last": {"minimum": 1, "maximum": WINDOW_LAST_MAX},
+    "max_tokens": {"minimum": BUDGET_TOKENS_MIN, "maximum": BUDGET_TOKENS_MAX},
     IDEMPOTENCY_KEY: {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 """Told here and enforced by the domain: as limits of Litestar's they would be 400, not 422."""

@@ -20,10 +20,10 @@ from service.api.views import (
     AppendedMessageView,
     AppendedView,
     ContextView,
-    LeftOutView,
     MessagesView,
     SessionsView,
     SessionView,
+    view_context,
     view_message,
     view_session,
 )
@@ -230,7 +230,7 @@ class Messages(Controller):
         "/context",
         operation_id="get_context",
         summary="See what a model would be shown",
-        responses=problems(*READ_PROBLEMS),
+        responses=problems("context_too_large", *READ_PROBLEMS),
     )
     async def context(
         self,
@@ -238,15 +238,18 @@ class Messages(Controller):
         session_id: FromPath[str],
         strategy: FromQuery[Strategy | None] = None,
         last: FromQuery[int | None] = None,
+        max_tokens: FromQuery[int | None] = None,
+        profile: FromQuery[bool | None] = None,
     ) -> ContextView:
-        """By the given strategy, else the session's, else a window of 50."""
+        """By the given strategy, else the session's, else a window of 50.
+
+        Tokens are counted by the vocabulary of the service's model, and what is left out is told.
+        """
         ref = session_ref(session_id)
-        shown = await use_cases.recall.context(ref, ContextOptions(strategy=strategy, last=last))
-        return ContextView(
-            strategy=shown.strategy,
-            messages=[view_message(message, ref.session_id) for message in shown.messages],
-            left_out=LeftOutView(count=shown.left_out, reason="window" if shown.left_out else None),
+        options = ContextOptions(
+            strategy=strategy, last=last, max_tokens=max_tokens, profile=profile
         )
+        return view_context(await use_cases.recall.context(ref, options), ref.session_id)
 
 
 def _view(session: Session) -> SessionView:

@@ -1,12 +1,13 @@
 """Response bodies, and how they are made from values of the domain."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from service.domain.context import ContextOptions, Strategy
+from service.core.recall import ShownContext
+from service.domain.context import ContextOptions, ContextTokens, LeftOutReason, Strategy
 from service.domain.ids import MessageId, TurnId
 from service.domain.messages import Message, Role, Status
 from service.domain.sessions import Session
@@ -80,18 +81,36 @@ class SessionsView(msgspec.Struct, frozen=True, kw_only=True):
 
 class LeftOutView(msgspec.Struct, frozen=True, kw_only=True):
     count: int
-    reason: Literal["window"] | None
+    reason: LeftOutReason | None
+    """Beyond the window, over the budget (tokens), said by the summary, or half of a tool call."""
+
+
+class SummaryView(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands for the messages from `from_id` to `through_id`; they are all still there."""
+
+    text: str
+    from_id: MessageId
+    through_id: MessageId
+    model: str
 
 
 class ContextView(msgspec.Struct, frozen=True, kw_only=True):
     strategy: Strategy
+    summary: SummaryView | None
     messages: list[MessageView]
+    tokens: ContextTokens
     left_out: LeftOutView
+    tokenizer: str
+    """The vocabulary of the counts."""
+    tokenizer_assumed: bool
+    """True where the model is unknown and the default vocabulary stands in."""
 
 
 class TurnContextView(msgspec.Struct, frozen=True, kw_only=True):
     strategy: Strategy
     messages: int
+    tokens: int
+    """Of the whole input, as counted here before the model was asked."""
 
 
 class TurnView(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +146,20 @@ def view_message(message: Message, session_id: str) -> MessageView:
     )
 
 
+def view_context(context: ShownContext, session_id: str) -> ContextView:
+    shown = context.shown
+    summary = shown.summary
+    return ContextView(
+        strategy=context.strategy,
+        summary=SummaryView(**msgspec.structs.asdict(summary)) if summary else None,
+        messages=[view_message(message, session_id) for message in shown.messages],
+        tokens=shown.tokens,
+        left_out=LeftOutView(count=context.left_out, reason=context.reason),
+        tokenizer=shown.tokenizer,
+        tokenizer_assumed=not shown.tokenizer_known,
+    )
+
+
 def view_session(session: Session, updated_at: datetime) -> SessionView:
     return SessionView(
         id=session.id,
@@ -156,7 +189,11 @@ def view_turn(turn: Turn) -> TurnView:
         message=view_message(message, turn.session_id) if message else None,
         usage=turn.usage,
         model=turn.model,
-        context=TurnContextView(strategy=turn.context.strategy, messages=turn.context.messages),
+        context=TurnContextView(
+            strategy=turn.context.strategy,
+            messages=turn.context.messages,
+            tokens=turn.context.tokens,
+        ),
         started_at=turn.started_at,
         finished_at=turn.finished_at,
         tool_calls=tool_calls or UNSET,

@@ -5,12 +5,16 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
+from service.adapters.tokens.vocabularies import Vocabularies
 from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
 from service.core.chat import Chat, ChatSettings
+from service.core.counting import Counting
+from service.core.prompting import Prompting
 from service.core.recall import Recall
 from service.core.recording import Recording
-from service.ports import Clock, Model, Observer
+from service.core.summarizing import Summarizer, SummarySettings
+from service.ports import Clock, Model, Observer, Tokenizers
 from service.settings import Settings
 
 NO_MODEL: Final = (
@@ -27,14 +31,53 @@ async def open_use_cases(
     # Imported before the first caller waits for it.
     await model.open()
     try:
-        yield wired(settings, store, model, clock=clock, observer=observer)
+        async with running_use_cases(
+            settings, store, model, clock=clock, observer=observer
+        ) as use_cases:
+            yield use_cases
     finally:
         await model.close()
 
 
-def wired(
+@asynccontextmanager
+async def running_use_cases(
     settings: Settings, store: Store, model: Model, *, clock: Clock, observer: Observer
+) -> AsyncGenerator[UseCases]:
+    """Use cases, and the background work that they ask for."""
+    tokenizers = Vocabularies()
+    summarizer = Summarizer(
+        store.transcripts,
+        store.sessions,
+        model,
+        tokenizers,
+        SummarySettings(
+            model=settings.summary_model or settings.openai_model,
+            tokens_max=settings.summary_tokens_max,
+            input_tokens_max=settings.summary_input_tokens_max,
+            deadline_seconds=settings.summary_deadline_seconds,
+        ),
+        clock=clock,
+        observer=observer,
+    )
+    await tokenizers.of(settings.openai_model)
+    await summarizer.start()
+    try:
+        yield _wired(settings, store, model, tokenizers, summarizer, clock, observer)
+    finally:
+        await summarizer.stop()
+
+
+def _wired(
+    settings: Settings,
+    store: Store,
+    model: Model,
+    tokenizers: Tokenizers,
+    summarizer: Summarizer,
+    clock: Clock,
+    observer: Observer,
 ) -> UseCases:
+    prompting = Prompting(tokenizers)
+    counting = Counting(tokenizers, model=settings.openai_model)
     chat_settings = ChatSettings(
         model=settings.openai_model,
         message_bytes_max=settings.message_bytes_max,
@@ -43,11 +86,36 @@ def wired(
     )
     return UseCases(
         recording=Recording(
-            store.transcripts, store.sessions, message_bytes_max=settings.message_bytes_max
+            store.transcripts,
+            store.sessions,
+            counting,
+            message_bytes_max=settings.message_bytes_max,
         ),
-        recall=Recall(store.transcripts, store.sessions),
-        chat=Chat(store.turns, model, chat_settings, clock=clock, observer=observer),
+        recall=Recall(
+            store.transcripts,
+            store.sessions,
+            prompting,
+            model=settings.openai_model,
+            profile_text=_no_profile,
+            offer_summary=summarizer.offer,
+        ),
+        chat=Chat(
+            store.turns,
+            model,
+            prompting,
+            counting,
+            chat_settings,
+            profile_text=_no_profile,
+            offer_summary=summarizer.offer,
+            clock=clock,
+            observer=observer,
+        ),
     )
+
+
+async def _no_profile(tenant: str, user_id: str) -> str | None:
+    del tenant, user_id
+    return None
 
 
 def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:

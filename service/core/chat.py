@@ -6,52 +6,24 @@ Between those two steps nothing is held but the session's lease, which is renewe
 import asyncio
 import secrets
 import uuid
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from service.core.background import ended, owned_task
-from service.core.recording import check_session
-from service.domain.context import ContextOptions, Plan, check_options, plan, window
-from service.domain.errors import ChatMemoryError, InvalidValue, TurnLost
-from service.domain.ids import ZERO_ID, MessageId, TurnId, check_id, id_time, time_of
-from service.domain.messages import Message, MessageBody, check_text, encode_body
+from service.core.chat_request import ChatRequest, check_request
+from service.core.counting import Counting
+from service.core.prompting import Given, Offer, ProfileText, Prompting, Shown, wire_messages
+from service.core.running_turn import RunningTurn, replayed_turn, with_answer_id
+from service.domain.context import plan
+from service.domain.errors import ChatMemoryError, TurnLost
+from service.domain.ids import TurnId
+from service.domain.messages import MessageBody, encode_body
 from service.domain.observations import TurnEnded
-from service.domain.sessions import SessionRef
-from service.domain.turns import Answer, Prompt, Turn, TurnContext, TurnState
-from service.ports import (
-    Begin,
-    Begun,
-    Clock,
-    Finish,
-    Model,
-    Observer,
-    Once,
-    Replayed,
-    Turns,
-    Wanted,
-)
+from service.domain.turns import Answer, Prompt, Turn, TurnState
+from service.ports import Begin, Clock, Model, Observer, Replayed, Turns
 
-TEMPERATURE_MAX: Final = 2.0
-OUTPUT_TOKENS_MAX: Final = 1_000_000
 RENEWALS_PER_LEASE: Final = 3
-
-
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller says, and how it wants to be answered."""
-
-    ref: SessionRef
-    message: str
-    user_id: str | None = None
-    model: str | None = None
-    instructions: str | None = None
-    temperature: float | None = None
-    max_output_tokens: int | None = None
-    context: ContextOptions | None = None
-    once: Once | None = None
-    durability: Wanted = "journaled"
-    """What the answer is waited to reach."""
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +38,14 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool
 
 
+class _Said(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's answer, what it was shown, and how long it took."""
+
+    answer: Answer
+    shown: Shown
+    seconds: float
+
+
 class Chat:
     """Turns without streaming."""
 
@@ -73,14 +53,22 @@ class Chat:
         self,
         turns: Turns,
         model: Model,
+        prompting: Prompting,
+        counting: Counting,
         settings: ChatSettings,
         *,
+        profile_text: ProfileText,
+        offer_summary: Offer,
         clock: Clock,
         observer: Observer,
     ) -> None:
         self._turns = turns
         self._model = model
+        self._prompting = prompting
+        self._counting = counting
         self._settings = settings
+        self._profile_text = profile_text
+        self._offer_summary = offer_summary
         self._clock = clock
         self._observer = observer
 
@@ -88,80 +76,79 @@ class Chat:
         """Run one turn to its end, or return the one that the same key ran before.
 
         Raises the errors of Turns.begin and of Model.answer; after one of the latter the user's
-        message stays, and the same key runs the turn again.
+        message stays, and the same key runs the turn again. ContextTooLarge where the message does
+        not fit the budget: then it is not stored; where the session's system and developer
+        messages leave no room for it, it is.
         """
-        self._check(request)
+        check_request(request, message_bytes_max=self._settings.message_bytes_max)
         started = self._clock.monotonic()
         turn_id = TurnId(str(uuid.uuid4()))
         lease_token = secrets.token_hex(16)
-        begun = await self._turns.begin(self._begin(request, turn_id, lease_token))
+        begun = await self._turns.begin(await self._begin(request, turn_id, lease_token))
         if isinstance(begun, Replayed):
-            return Answered(turn=_replayed(begun), replayed=True)
+            return Answered(turn=replayed_turn(begun), replayed=True)
 
-        chosen = plan((request.context or ContextOptions()).over(begun.history.document.context))
-        shown = window(chosen, begun.history.pinned, begun.history.messages)
-        running = _Running(request, turn_id, lease_token, begun, chosen, len(shown))
-        asked = self._clock.monotonic()
-        answer = await self._ask(running, self._prompt(request, shown))
-        model_seconds = self._clock.monotonic() - asked
-
-        turn = await self._finish(running, answer)
-        overhead = self._clock.monotonic() - started - model_seconds
+        chosen = plan(request.options.over(begun.history.document.context))
+        running = RunningTurn(request, turn_id, lease_token, begun, chosen)
+        said = await self._ask(running)
+        turn = await self._finish(running, said)
+        if said.shown.wants_summary:
+            self._offer_summary(request.ref, chosen)
+        overhead = self._clock.monotonic() - started - said.seconds
         self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
         return Answered(turn=turn, replayed=False)
 
-    def _check(self, request: ChatRequest) -> None:
-        check_session(request.ref)
-        if request.user_id is not None:
-            check_id(request.user_id, "user_id")
-        if request.model is not None:
-            check_id(request.model, "model")
-        bytes_max = self._settings.message_bytes_max
-        check_text(request.message, "message", bytes_max=bytes_max)
-        if request.instructions is not None:
-            check_text(request.instructions, "instructions", bytes_max=bytes_max)
-        check_options(request.context, "context")
-        _check_sampling(request)
-
-    def _begin(self, request: ChatRequest, turn_id: TurnId, lease_token: str) -> Begin:
-        options = request.context or ContextOptions()
+    async def _begin(self, request: ChatRequest, turn_id: TurnId, lease_token: str) -> Begin:
+        given = Given(instructions=request.instructions, message=request.message)
+        said = MessageBody(role="user", content=request.message, turn_id=turn_id)
         return Begin(
             ref=request.ref,
             turn_id=turn_id,
-            body=encode_body(MessageBody(role="user", content=request.message, turn_id=turn_id)),
-            last=plan(options).last,
-            session_last=options.strategy != "buffer" and options.last is None,
+            body=encode_body(await self._counting.counted(said)),
+            options=request.options,
+            cost=await self._prompting.cost(given, self._model_of(request)),
             user_id=request.user_id,
             once=request.once,
             lease_token=lease_token,
             durability=request.durability,
         )
 
-    def _prompt(self, request: ChatRequest, shown: Sequence[Message]) -> Prompt:
-        messages = [_wire(message) for message in shown]
-        if request.instructions is not None:
-            messages.insert(0, {"role": "system", "content": request.instructions})
-        messages.append({"role": "user", "content": request.message})
-        return Prompt(
-            messages=tuple(messages),
-            model=request.model or self._settings.model,
-            temperature=request.temperature,
-            max_output_tokens=request.max_output_tokens,
-        )
+    def _model_of(self, request: ChatRequest) -> str:
+        return request.model or self._settings.model
 
-    async def _ask(self, running: "_Running", prompt: Prompt) -> Answer:
+    async def _ask(self, running: RunningTurn) -> _Said:
         renewing = owned_task(self._keep_lease(running), name="turn-lease")
         try:
-            return await self._model.answer(
+            shown, prompt = await self._prompt(running)
+            asked = self._clock.monotonic()
+            answer = await self._model.answer(
                 prompt, deadline_seconds=self._settings.deadline_seconds
             )
+            return _Said(answer=answer, shown=shown, seconds=self._clock.monotonic() - asked)
         except BaseException as error:
             await asyncio.shield(self._fail(running, error))
             raise
         finally:
             await ended(renewing)
 
-    async def _keep_lease(self, running: "_Running") -> None:
+    async def _prompt(self, running: RunningTurn) -> tuple[Shown, Prompt]:
+        request, history = running.request, running.begun.history
+        user_id = history.user_id or request.user_id
+        profile = None
+        if running.chosen.profile and user_id is not None:
+            profile = await self._profile_text(request.ref.tenant, user_id)
+        given = Given(instructions=request.instructions, profile=profile, message=request.message)
+        model = self._model_of(request)
+        shown = await self._prompting.shown(running.chosen, history, given, model)
+        prompt = Prompt(
+            messages=tuple(wire_messages(shown, given)),
+            model=model,
+            temperature=request.temperature,
+            max_output_tokens=request.max_output_tokens,
+        )
+        return shown, prompt
+
+    async def _keep_lease(self, running: RunningTurn) -> None:
         """Renew until cancelled; a failed renewal is tried again, a lost lease shows at finish."""
         while True:
             await asyncio.sleep(self._settings.lease_seconds / RENEWALS_PER_LEASE)
@@ -171,7 +158,7 @@ class Chat:
             except ChatMemoryError:
                 continue
 
-    async def _fail(self, running: "_Running", error: BaseException) -> None:
+    async def _fail(self, running: RunningTurn, error: BaseException) -> None:
         outcome = "failed" if isinstance(error, ChatMemoryError) else "interrupted"
         self._observer.observe(TurnEnded(outcome=outcome, overhead_seconds=None))
         try:
@@ -180,103 +167,28 @@ class Chat:
             # The lease ends by itself, and the caller learns of the first trouble.
             return
 
-    async def _finish(self, running: "_Running", answer: Answer) -> Turn:
+    async def _finish(self, running: RunningTurn, said: _Said) -> Turn:
+        answer = said.answer
         state: TurnState = "completed" if answer.complete else "incomplete"
-        body = MessageBody(
-            role="assistant",
-            content=answer.content,
-            tool_calls=answer.tool_calls,
-            turn_id=running.turn_id,
-            status=None if answer.complete else "incomplete",
-            token_count=answer.usage.output_tokens or None,
+        body = await self._counting.counted(
+            MessageBody(
+                role="assistant",
+                content=answer.content,
+                tool_calls=answer.tool_calls,
+                turn_id=running.turn_id,
+                status=None if answer.complete else "incomplete",
+            )
         )
-        turn = running.turn(state, answer, body, finished_milliseconds=self._clock.milliseconds())
+        finished_milliseconds = self._clock.milliseconds()
+        turn = running.turn(
+            state, answer, body, said.shown, finished_milliseconds=finished_milliseconds
+        )
         finish = running.finish(body=encode_body(body), result=msgspec.json.encode(turn))
         finished = await asyncio.shield(self._turns.finish(finish))
         match finished.outcome:
             case "stored":
-                return _with_answer_id(turn, finished.message_id)
+                return with_answer_id(turn, finished.message_id)
             case "cancelled":
                 return msgspec.structs.replace(turn, state="cancelled", message=None)
             case "lost":
                 raise TurnLost
-
-
-class _Running:
-    """What a turn carries from its begin to its end."""
-
-    def __init__(
-        self,
-        request: ChatRequest,
-        turn_id: TurnId,
-        lease_token: str,
-        begun: Begun,
-        chosen: Plan,
-        shown: int,
-    ) -> None:
-        self.request = request
-        self.turn_id = turn_id
-        self.lease_token = lease_token
-        self._begun = begun
-        self._context = TurnContext(strategy=chosen.strategy, messages=shown)
-
-    def finish(self, *, body: bytes | None, result: bytes) -> Finish:
-        return Finish(
-            ref=self.request.ref,
-            turn_id=self.turn_id,
-            lease_token=self.lease_token,
-            body=body,
-            result=result,
-            once=self.request.once,
-            durability=self.request.durability,
-        )
-
-    def turn(
-        self, state: TurnState, answer: Answer, body: MessageBody, *, finished_milliseconds: int
-    ) -> Turn:
-        """The turn with its answer under a placeholder: its id is known once it is stored."""
-        user_message_id = self._begun.user_message_id
-        return Turn(
-            turn_id=self.turn_id,
-            session_id=self.request.ref.session_id,
-            state=state,
-            user_message_id=user_message_id,
-            message=Message(id=ZERO_ID, **msgspec.structs.asdict(body)),
-            usage=answer.usage,
-            model=answer.model,
-            context=self._context,
-            started_at=id_time(user_message_id),
-            finished_at=time_of(finished_milliseconds),
-        )
-
-
-def _check_sampling(request: ChatRequest) -> None:
-    temperature, tokens = request.temperature, request.max_output_tokens
-    if temperature is not None and not 0 <= temperature <= TEMPERATURE_MAX:
-        raise InvalidValue.of("temperature", f"must be 0 to {TEMPERATURE_MAX:g}")
-    if tokens is not None and not 1 <= tokens <= OUTPUT_TOKENS_MAX:
-        raise InvalidValue.of("max_output_tokens", f"must be 1 to {OUTPUT_TOKENS_MAX}")
-
-
-def _wire(message: Message) -> dict[str, Any]:
-    """A stored message as a model's server takes it: nothing that is only ours."""
-    wire: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        wire["name"] = message.name
-    if message.tool_calls is not None:
-        wire["tool_calls"] = message.tool_calls
-    if message.tool_call_id is not None:
-        wire["tool_call_id"] = message.tool_call_id
-    return wire
-
-
-def _replayed(replayed: Replayed) -> Turn:
-    turn = msgspec.json.decode(replayed.result, type=Turn)
-    return _with_answer_id(turn, replayed.message_id)
-
-
-def _with_answer_id(turn: Turn, message_id: MessageId | None) -> Turn:
-    if turn.message is None or message_id is None:
-        return msgspec.structs.replace(turn, message=None)
-    message = msgspec.structs.replace(turn.message, id=message_id)
-    return msgspec.structs.replace(turn, message=message)

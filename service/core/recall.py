@@ -5,8 +5,17 @@ from typing import Final
 
 import msgspec
 
+from service.core.prompting import Given, Offer, ProfileText, Prompting, Shown
 from service.core.recording import check_session
-from service.domain.context import ContextOptions, Strategy, check_options, plan, window
+from service.domain.context import (
+    ContextOptions,
+    LeftOutReason,
+    Need,
+    Plan,
+    Strategy,
+    check_options,
+    plan,
+)
 from service.domain.errors import InvalidValue, SessionNotFound
 from service.domain.ids import (
     HIGHEST_ID,
@@ -43,16 +52,30 @@ class ShownContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a model would be shown, and how many messages it would not."""
 
     strategy: Strategy
-    messages: tuple[Message, ...]
+    shown: Shown
     left_out: int
+    reason: LeftOutReason | None
 
 
 class Recall:
     """Pages, history, context and sessions."""
 
-    def __init__(self, transcripts: Transcripts, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        transcripts: Transcripts,
+        sessions: Sessions,
+        prompting: Prompting,
+        *,
+        model: str,
+        profile_text: ProfileText,
+        offer_summary: Offer,
+    ) -> None:
         self._transcripts = transcripts
         self._sessions = sessions
+        self._prompting = prompting
+        self._model = model
+        self._profile_text = profile_text
+        self._offer_summary = offer_summary
 
     async def page(self, ref: SessionRef, query: PageQuery) -> MessagesPage:
         """Raises SessionNotFound, and InvalidValue for a limit out of range."""
@@ -74,7 +97,9 @@ class Recall:
         check_session(ref)
         check_limit(limit)
         # One more than asked for tells whether older ones follow.
-        recent = await self._transcripts.recent(ref, last=limit + 1, archive_only=archive_only)
+        recent = await self._transcripts.recent(
+            ref, Need(last=limit + 1), archive_only=archive_only
+        )
         messages = recent.messages[-limit:]
         return History(
             user_id=recent.user_id,
@@ -84,20 +109,30 @@ class Recall:
         )
 
     async def context(self, ref: SessionRef, options: ContextOptions) -> ShownContext:
-        """Raises SessionNotFound."""
+        """Counted for the model that answers by default.
+
+        Raises SessionNotFound, and ContextTooLarge where what is never left out is over the budget.
+        """
         check_session(ref)
         check_options(options, "")
-        recent = await self._transcripts.recent(ref, last=plan(options).last)
+        recent = await self._transcripts.recent(ref, plan(options).need)
         if not recent.exists:
             raise SessionNotFound
         chosen = plan(options.over(recent.document.context))
-        if chosen != plan(options):
-            recent = await self._transcripts.recent(ref, last=chosen.last)
-        shown = tuple(window(chosen, recent.pinned, recent.messages))
+        if chosen.need != plan(options).need:
+            recent = await self._transcripts.recent(ref, chosen.need)
+        profile = None
+        if chosen.profile and recent.user_id is not None:
+            profile = await self._profile_text(ref.tenant, recent.user_id)
+        shown = await self._prompting.shown(chosen, recent, Given(profile=profile), self._model)
+        if shown.wants_summary:
+            self._offer_summary(ref, chosen)
+        left_out = max(0, await self._count(ref, recent) - len(shown.messages))
         return ShownContext(
             strategy=chosen.strategy,
-            messages=shown,
-            left_out=max(0, await self._count(ref, recent) - len(shown)),
+            shown=shown,
+            left_out=left_out,
+            reason=(shown.reason or _beyond(chosen)) if left_out else None,
         )
 
     async def _count(self, ref: SessionRef, recent: Recent) -> int:
@@ -117,6 +152,15 @@ class Recall:
         if query.user_id is not None:
             check_id(query.user_id, "user_id")
         return await self._sessions.newest(query)
+
+
+def _beyond(chosen: Plan) -> LeftOutReason:
+    """Why messages are left out that were not even read."""
+    match chosen.strategy:
+        case "tokens" | "summary":
+            return chosen.strategy
+        case "buffer" | "window":
+            return "window"
 
 
 def check_limit(limit: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from service.core.counting import Counting
 from service.domain.context import check_options
 from service.domain.errors import InvalidValue, Overloaded
 from service.domain.ids import MessageId, check_id, id_time
@@ -15,6 +16,7 @@ from service.domain.messages import (
     MessageBody,
     check_json,
     check_message,
+    encode_body,
 )
 from service.domain.sessions import (
     TTL_SECONDS_MAX,
@@ -32,10 +34,16 @@ class Recording:
     """Append, clear, and the life of sessions."""
 
     def __init__(
-        self, transcripts: Transcripts, sessions: Sessions, *, message_bytes_max: int
+        self,
+        transcripts: Transcripts,
+        sessions: Sessions,
+        counting: Counting,
+        *,
+        message_bytes_max: int,
     ) -> None:
         self._transcripts = transcripts
         self._sessions = sessions
+        self._counting = counting
         self._message_bytes_max = message_bytes_max
 
     async def append(
@@ -57,10 +65,9 @@ class Recording:
         check_session(ref)
         if user_id is not None:
             check_id(user_id, "user_id")
-        bodies = tuple(
+        for place, message in enumerate(messages):
             check_message(message, f"messages[{place}]", bytes_max=self._message_bytes_max)
-            for place, message in enumerate(messages)
-        )
+        bodies = tuple(map(encode_body, await self._counting.all_counted(messages)))
         return await self._transcripts.append(
             Append(
                 ref=ref,

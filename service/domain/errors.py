@@ -156,6 +156,14 @@ class ContextTooLarge(ChatMemoryError):
     code = "context_too_large"
     title = "The context does not fit the model"
 
+    @classmethod
+    def over(cls, tokens: int, budget: int) -> "ContextTooLarge":
+        """What must be shown is so many tokens above the budget."""
+        message = f"what must be shown is {tokens} tokens over the budget of {budget}"
+        return cls(
+            f"max_tokens: {message}", errors=[FieldError(field="max_tokens", message=message)]
+        )
+
 
 class ModelError(ChatMemoryError):
     code = "model_error"

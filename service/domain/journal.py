@@ -7,7 +7,7 @@ import msgspec
 from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef
 
-EntryKind = Literal["message", "clear", "document", "delete"]
+EntryKind = Literal["message", "clear", "document", "delete", "summary"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     """The role of a message; empty for the other kinds."""
     body: bytes
-    """JSON text: a message's body or a session's document; empty for the other kinds."""
+    """JSON text: a message's body, a session's document or its summary; empty for the others."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

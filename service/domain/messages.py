@@ -1,6 +1,6 @@
 """Messages: what is said in a session, as it was given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, cast
 
@@ -38,6 +38,9 @@ class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     turn_id: TurnId | None = None
     status: Status | None = None
     token_count: int | None = None
+    """Tokens of what is said and called, in the vocabulary of ``tokenizer``."""
+    tokenizer: str | None = None
+    """None for the default vocabulary."""
 
 
 class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,6 +55,13 @@ class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(list[Message])
+
+
+class _Counted(msgspec.Struct):
+    token_count: int | None = None
+
+
+_count_decoder: Final = msgspec.json.Decoder(_Counted)
 
 
 def encode_body(body: MessageBody) -> bytes:
@@ -90,8 +100,13 @@ def decode_messages(texts: Sequence[bytes]) -> list[Message]:
     return _decoder.decode(b"[" + b",".join(texts) + b"]")
 
 
-def check_message(body: MessageBody, field: str, *, bytes_max: int) -> bytes:
-    """Return the encoded body; raises InvalidValue that names the field and the limit."""
+def tokens_in(texts: Iterable[bytes]) -> int:
+    """Tokens of such texts by the counts that they came with; none where they came without."""
+    return sum(_count_decoder.decode(text).token_count or 0 for text in texts)
+
+
+def check_message(body: MessageBody, field: str, *, bytes_max: int) -> None:
+    """Raises InvalidValue that names the field and the limit."""
     prefix = f"{field}." if field else ""
     _check_content(body, f"{prefix}content", bytes_max)
     _check_size(body.tool_calls, f"{prefix}tool_calls", bytes_max)
@@ -100,8 +115,6 @@ def check_message(body: MessageBody, field: str, *, bytes_max: int) -> bytes:
     _check_label(body.tool_call_id, f"{prefix}tool_call_id")
     if body.role == "tool" and body.tool_call_id is None:
         raise InvalidValue.of(f"{prefix}tool_call_id", "is required for the role tool")
-
-    return encode_body(body)
 
 
 def check_text(text: str, field: str, *, bytes_max: int) -> str:

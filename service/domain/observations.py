@@ -33,6 +33,14 @@ class ModelCalled(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
+SummaryOutcome = Literal["stored", "changed", "failed", "dropped"]
+"""Changed: another summary or a clear came first. Dropped: too many were waiting."""
+
+
+class SummaryEnded(msgspec.Struct, frozen=True, kw_only=True):
+    outcome: SummaryOutcome
+
+
 class BatchFlushed(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
     rows: int
@@ -99,4 +107,5 @@ Observation = (
     | RequestServed
     | PoolWaited
     | LoopLagSeen
+    | SummaryEnded
 )

@@ -27,6 +27,8 @@ class TurnContext(msgspec.Struct, frozen=True, kw_only=True):
 
     strategy: Strategy
     messages: int
+    tokens: int = 0
+    """Of the whole input, as counted here before the model was asked."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
+from service.domain.context import Need
 from service.domain.errors import (
     IdempotencyKeyReused,
     InvalidValue,
@@ -112,7 +113,7 @@ async def test_an_unknown_session_is_not_found(memory):
         await contents(memory, "nobody")
     with pytest.raises(SessionNotFound):
         await memory.store.transcripts.clear(ref("nobody"))
-    assert not (await memory.store.transcripts.recent(ref("nobody"), last=5)).exists
+    assert not (await memory.store.transcripts.recent(ref("nobody"), Need(last=5))).exists
 
 
 @pytest.mark.parametrize("descending", [False, True])
@@ -160,9 +161,9 @@ async def test_recent_are_the_newest_in_order(memory):
     await memory.flush()
     await append(memory, "60")
 
-    recent = await memory.store.transcripts.recent(ref(), last=3)
+    recent = await memory.store.transcripts.recent(ref(), Need(last=3))
     assert [message.content for message in recent.messages] == ["58", "59", "60"]
-    everything = await memory.store.transcripts.recent(ref(), last=None)
+    everything = await memory.store.transcripts.recent(ref(), Need(last=None))
     assert len(everything.messages) == 61
 
 
@@ -174,7 +175,7 @@ async def test_system_messages_are_kept_apart_from_the_newest(memory):
     await memory.flush()
     await append(memory, "80")
 
-    recent = await memory.store.transcripts.recent(ref(), last=2)
+    recent = await memory.store.transcripts.recent(ref(), Need(last=2))
     assert [message.content for message in recent.pinned] == ["be kind", "be brief"]
     assert [message.content for message in recent.messages] == ["79", "80"]
 
@@ -185,7 +186,7 @@ async def test_a_window_counts_spoken_messages_and_keeps_system_ones_between_the
         await append(memory, str(n))
     await memory.flush()
 
-    recent = await memory.store.transcripts.recent(ref(), last=3)
+    recent = await memory.store.transcripts.recent(ref(), Need(last=3))
     shown = [message.content for message in recent.messages]
     assert [text for text in shown if text.isdigit()] == ["7", "8", "9"]
     everything = [*recent.pinned, *recent.messages]
@@ -270,7 +271,7 @@ async def test_an_empty_session_has_an_empty_page(memory):
     await memory.store.sessions.create(Create(ref=ref(), user_id=None, document=SessionDocument()))
 
     assert await contents(memory) == []
-    assert (await memory.store.transcripts.recent(ref(), last=5)).exists
+    assert (await memory.store.transcripts.recent(ref(), Need(last=5))).exists
 
 
 async def test_an_append_may_ask_for_the_last_message(memory):
@@ -328,11 +329,11 @@ async def test_the_archive_alone_can_be_asked_where_there_is_one(memory):
         with pytest.raises(InvalidValue, match="no archive"):
             await contents(memory, archive_only=True)
         with pytest.raises(InvalidValue, match="no archive"):
-            await memory.store.transcripts.recent(ref(), last=5, archive_only=True)
+            await memory.store.transcripts.recent(ref(), Need(last=5), archive_only=True)
         return
     archived = {"hybrid": ["a", "b"], "postgres": ["a", "b", "c"]}[memory.name]
     assert await contents(memory, archive_only=True) == archived
-    recent = await memory.store.transcripts.recent(ref(), last=5, archive_only=True)
+    recent = await memory.store.transcripts.recent(ref(), Need(last=5), archive_only=True)
     assert [message.content for message in recent.messages] == archived
     with pytest.raises(SessionNotFound):
         await contents(memory, "nobody", archive_only=True)

@@ -17,7 +17,7 @@ from service.domain.messages import Content
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed, Wanted
 from tests.support.polling import eventually
-from tests.support.stores import Kept, ref, said
+from tests.support.stores import Kept, ref, said, showing
 
 ONCE = Once(operation="chat", key="k", fingerprint="f")
 
@@ -29,15 +29,16 @@ def begin(
     once=None,
     last: int | None = 10,
     user=None,
-    session_last=False,
+    options: ContextOptions | None = None,
+    cost=0,
     durability: Wanted = "journaled",
 ):
     return Begin(
         ref=ref(),
         turn_id=TurnId(f"turn-{token}"),
         body=said(text),
-        last=last,
-        session_last=session_last,
+        options=showing(last) if options is None else options,
+        cost=cost,
         user_id=user,
         once=once,
         lease_token=token,
@@ -104,7 +105,7 @@ async def test_the_sessions_own_window_decides_where_asked(memory):
     await append(memory, *(str(n) for n in range(60)))
     await memory.flush()
 
-    begun = await memory.store.turns.begin(begin(last=2, session_last=True))
+    begun = await memory.store.turns.begin(begin(options=ContextOptions()))
     assert len(begun.history.messages) == 60
     assert begun.history.document == document
 

@@ -23,7 +23,7 @@ from service.adapters.redis.client import RedisDoor
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.flushers import open_flusher
 from service.bootstrap.stores import Store
-from service.domain.context import ContextOptions
+from service.domain.context import ContextOptions, Need
 from service.domain.errors import (
     PreconditionFailed,
     RequestRunning,
@@ -44,6 +44,7 @@ from service.ports import (
     Replayed,
 )
 from tests.support.histories import (
+    ASKED,
     SESSIONS,
     SHARDS,
     Line,
@@ -64,6 +65,7 @@ CONTEXTS = [
     None,
     ContextOptions(strategy="buffer"),
     ContextOptions(strategy="window", last=3),
+    ContextOptions(strategy="tokens", max_tokens=100),
 ]
 
 
@@ -241,8 +243,7 @@ class History:
             ref=ref,
             turn_id=TurnId(text),
             body=said(text),
-            last=choose.choice([None, 2, 5, 40]),
-            session_last=choose.random() < 0.5,
+            options=choose.choice(ASKED),
             user_id=user,
             once=Once(operation="chat", key=text, fingerprint="f") if keyed else None,
             lease_token=secrets.token_hex(8),
@@ -279,7 +280,7 @@ class History:
             before = before[: told.ids.index(earlier)]
         else:
             told.lines.append((begun.user_message_id, "user", command.turn_id))
-        needed = history_needed(told.document, command.last, session_last=command.session_last)
+        needed = history_needed(told.document, command.options)
         check_shown(begun.history, before, needed)
         told.user = told.user or command.user_id
         told.lease = command.lease_token
@@ -334,7 +335,9 @@ class History:
         appends = asyncio.gather(
             *[transcripts.append(Append(ref=ref, bodies=(said(text),))) for text in texts]
         )
-        reads = [transcripts.recent(ref, last=self.random.choice([3, 30, None])) for _ in range(3)]
+        reads = [
+            transcripts.recent(ref, Need(last=self.random.choice([3, 30, None]))) for _ in range(3)
+        ]
         others = asyncio.gather(self.flush_part(), *reads, self.flush_all())
         await asyncio.gather(appends, others)
         lines: list[Line] = [
@@ -357,7 +360,7 @@ class History:
         await self.tiers.evict(self.random)
         # A session that lost some of its keys begins anew at its next read, without its lease.
         for ref in self.told:
-            await self.store.transcripts.recent(ref, last=1)
+            await self.store.transcripts.recent(ref, Need(last=1))
         await self.see_leases()
 
     async def lose_redis(self) -> None:

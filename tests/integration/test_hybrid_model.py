@@ -12,11 +12,12 @@ import pytest
 from redis.asyncio import Redis
 
 from service.dev.valkey import EmbeddedValkey
-from service.domain.context import ContextOptions
+from service.domain.context import ContextOptions, Need
 from service.domain.errors import ChatMemoryError, HotUnavailable
 from service.domain.ids import TurnId
 from service.domain.messages import Role
 from service.domain.sessions import SessionDocument, SessionRef
+from service.domain.summaries import Summary
 from service.ports import (
     Append,
     Begin,
@@ -29,6 +30,7 @@ from service.ports import (
     SessionQuery,
 )
 from service.settings import Settings
+from tests.support.histories import ASKED
 from tests.support.polling import eventually
 from tests.support.stores import Kept, kept, said
 
@@ -79,6 +81,8 @@ class Pair:
             self.create,
             self.replace,
             self.clear,
+            self.summarise,
+            self.summarise,
             self.delete,
             self.list,
             self.evict,
@@ -117,9 +121,10 @@ class Pair:
         descending = self.random.random() < 0.5
 
         async def recent(kept: Kept) -> Any:
-            found = await kept.store.transcripts.recent(ref, last=last)
+            found = await kept.store.transcripts.recent(ref, Need(last=last))
             texts = [m.content for m in found.messages], [m.content for m in found.pinned]
-            return found.exists, found.user_id, found.document, *texts
+            summary = found.summary.text if found.summary else None
+            return found.exists, found.user_id, found.document, summary, *texts
 
         async def pages(kept: Kept) -> Any:
             texts, cursor = [], None
@@ -179,6 +184,23 @@ class Pair:
         ref = self.ref
         await self.both(lambda kept: kept.store.transcripts.clear(ref))
 
+    async def summarise(self) -> None:
+        """Up to some message, sometimes of a summary that is not the last one."""
+        ref, place, stale = self.ref, self.random.randrange(40), self.random.random() < 0.2
+
+        async def call(kept: Kept) -> Any:
+            recent = await kept.store.transcripts.recent(ref, Need())
+            ids = [message.id for message in recent.messages]
+            if not ids:
+                return None
+            seen = recent.summary.through_id if recent.summary else None
+            old = None if stale else seen
+            through = ids[min(place, len(ids) - 1)]
+            summary = Summary(text=str(place), from_id=ids[0], through_id=through, model="m")
+            return await kept.store.sessions.summarise(ref, old, summary)
+
+        await self.both(call)
+
     async def delete(self) -> None:
         ref = self.ref
         await self.both(lambda kept: kept.store.sessions.delete(ref))
@@ -210,8 +232,7 @@ class Pair:
             ref=ref,
             turn_id=TurnId(name),
             body=said(self.new_text()),
-            last=self.random.choice([None, 1, 5, 40]),
-            session_last=self.random.random() < 0.5,
+            options=self.random.choice(ASKED),
             user_id=self.random.choice(USERS),
             once=once,
             lease_token=name,

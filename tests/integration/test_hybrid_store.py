@@ -20,8 +20,7 @@ from service.bootstrap.ambient import SystemClock
 from service.bootstrap.flushers import open_flusher
 from service.bootstrap.stores import open_store
 from service.core.background import ended
-from service.core.recall import Recall
-from service.domain.context import ContextOptions
+from service.domain.context import ContextOptions, Need
 from service.domain.errors import (
     ArchiveUnavailable,
     BacklogFull,
@@ -38,7 +37,7 @@ from service.domain.sessions import SessionDocument, SessionRef
 from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, SessionQuery
 from service.settings import Settings
 from tests.support.polling import eventually
-from tests.support.stores import Kept, Recorder, kept, ref, said
+from tests.support.stores import Kept, Recorder, kept, recall_of, ref, said, showing
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +129,7 @@ async def test_history_outlives_the_loss_of_all_flushed_redis_data(hybrid, redis
     await hybrid.flush()
     await redis.flushdb()
 
-    recent = await hybrid.store.transcripts.recent(ref(), last=3)
+    recent = await hybrid.store.transcripts.recent(ref(), Need(last=3))
     assert [message.content for message in recent.messages] == ["22", "23", "24"]
     assert await contents(hybrid) == [str(n) for n in range(25)]
 
@@ -142,7 +141,7 @@ async def test_a_cold_read_makes_the_session_hot_again(hybrid, redis):
     hybrid.recorder.seen.clear()
 
     for _ in range(2):
-        recent = await hybrid.store.transcripts.recent(ref(), last=10)
+        recent = await hybrid.store.transcripts.recent(ref(), Need(last=10))
         assert recent.ttl == 1
     assert [read.result for read in hybrid.recorder.of(HotRead)] == ["filled", "hit"]
 
@@ -153,7 +152,9 @@ async def test_racing_cold_reads_fill_once(hybrid, redis):
     await redis.flushdb()
     hybrid.recorder.seen.clear()
 
-    await asyncio.gather(*(hybrid.store.transcripts.recent(ref(), last=10) for _ in range(20)))
+    await asyncio.gather(
+        *(hybrid.store.transcripts.recent(ref(), Need(last=10)) for _ in range(20))
+    )
     results = [read.result for read in hybrid.recorder.of(HotRead)]
     assert sorted(results) == ["filled"] + ["hit"] * 19
 
@@ -179,9 +180,9 @@ async def test_a_filling_that_was_overtaken_changes_nothing(hybrid, redis, monke
         return await fill(filling)
 
     monkeypatch.setattr(transcripts._hot, "fill", overtaken)
-    await transcripts.recent(ref(), last=10)
+    await transcripts.recent(ref(), Need(last=10))
     assert await contents(hybrid) == ["a", "b", "c"]
-    recent = await transcripts.recent(ref(), last=10)
+    recent = await transcripts.recent(ref(), Need(last=10))
     assert [message.content for message in recent.messages] == ["a", "b", "c"]
 
 
@@ -202,9 +203,9 @@ async def test_a_system_message_said_during_a_filling_is_kept_apart_all_the_same
         return await fill(filling)
 
     monkeypatch.setattr(transcripts._hot, "fill", overtaken)
-    await transcripts.recent(ref(), last=10)
+    await transcripts.recent(ref(), Need(last=10))
     await append(hybrid, "d")
-    recent = await transcripts.recent(ref(), last=1)
+    recent = await transcripts.recent(ref(), Need(last=1))
     assert [message.content for message in recent.pinned] == ["rule"]
 
 
@@ -364,8 +365,7 @@ def turn(text="hi") -> Begin:
         ref=ref(),
         turn_id=TurnId("turn"),
         body=said(text),
-        last=10,
-        session_last=False,
+        options=showing(10),
         user_id=None,
         once=None,
         lease_token="token",
@@ -386,7 +386,7 @@ def answer(text="hello") -> Finish:
 async def test_a_warm_turn_is_two_round_trips_and_no_sql(hybrid, redis):
     await append(hybrid, *(str(n) for n in range(15)))
     await hybrid.flush()
-    await hybrid.store.transcripts.recent(ref(), last=None)
+    await hybrid.store.transcripts.recent(ref(), Need(last=None))
     before, hybrid.recorder.seen[:] = await commands(redis), []
 
     begun = await hybrid.store.turns.begin(turn())
@@ -701,7 +701,7 @@ async def test_a_deleted_sessions_failed_turn_is_said_again_in_the_one_made_afte
     await hybrid.flush()
     for key in [key async for key in redis.scan_iter("*:head:*")]:
         await redis.delete(key)
-    await hybrid.store.transcripts.recent(ref(), last=5)
+    await hybrid.store.transcripts.recent(ref(), Need(last=5))
     await append(hybrid, "new")
 
     begun = await hybrid.store.turns.begin(command)
@@ -726,14 +726,14 @@ async def test_a_session_flushed_during_a_listing_is_in_it(hybrid, monkeypatch):
 
 async def test_a_hot_session_is_shown_and_chatted_in_while_the_archive_is_away(settings, hybrid):
     await append(hybrid, *(str(n) for n in range(8)), user="ada")
-    await hybrid.store.transcripts.recent(ref(), last=5)
+    await hybrid.store.transcripts.recent(ref(), Need(last=5))
     await hybrid.flush()
     url = "postgresql://nobody@127.0.0.1:1/none"
     away = msgspec.structs.replace(settings, database_url=url, session_ttl_seconds=60)
     async with open_store(away, clock=SystemClock(), observer=Recorder()) as store:
-        recall = Recall(store.transcripts, store.sessions)
+        recall = recall_of(store)
         shown = await recall.context(ref(), ContextOptions(last=3))
-        assert ([m.content for m in shown.messages], shown.left_out) == (["5", "6", "7"], 5)
+        assert ([m.content for m in shown.shown.messages], shown.left_out) == (["5", "6", "7"], 5)
         assert len((await recall.history(ref(), limit=4)).messages) == 4
         begun = await store.turns.begin(msgspec.structs.replace(turn(), user_id="ada"))
         assert isinstance(begun, Begun)
@@ -756,14 +756,14 @@ async def test_a_read_that_a_clear_tears_is_read_again(hybrid, monkeypatch):
         return await page(*arguments, **options)
 
     monkeypatch.setattr(warming.archive, "page", after_a_clear)
-    recent = await hybrid.store.transcripts.recent(ref(), last=None)
+    recent = await hybrid.store.transcripts.recent(ref(), Need(last=None))
     assert [message.content for message in recent.messages] == ["new"]
 
 
 async def test_a_turn_that_cannot_be_shown_its_history_frees_its_session(hybrid, monkeypatch):
     await append(hybrid, *(str(n) for n in range(60)))
     await hybrid.flush()
-    everything = msgspec.structs.replace(turn(), last=None)
+    everything = msgspec.structs.replace(turn(), options=showing(None))
 
     async def away(*_arguments: Any, **_options: Any) -> Any:
         raise ArchiveUnavailable("away")
@@ -777,7 +777,7 @@ async def test_a_turn_that_cannot_be_shown_its_history_frees_its_session(hybrid,
     assert len(await contents(hybrid)) == 60
 
     monkeypatch.undo()
-    await hybrid.store.transcripts.recent(ref(), last=5)
+    await hybrid.store.transcripts.recent(ref(), Need(last=5))
     monkeypatch.setattr(hybrid.store.turns._warming, "complete", away)
     monkeypatch.setattr(hybrid.store.turns, "_warm", passes)
     with pytest.raises(ArchiveUnavailable):

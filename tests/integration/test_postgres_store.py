@@ -16,7 +16,7 @@ from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.sessions import PostgresSessions
 from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
-from service.domain.context import BUFFER_MESSAGES_MAX
+from service.domain.context import BUFFER_MESSAGES_MAX, Need
 from service.domain.errors import (
     ArchiveUnavailable,
     ContextTooLarge,
@@ -29,6 +29,7 @@ from service.domain.ids import TurnId, id_milliseconds, id_time
 from service.domain.messages import MessageBody, encode_body
 from service.domain.sessions import SessionDocument, SessionRef
 from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed
+from tests.support.stores import showing
 
 REF = SessionRef("tenant", "session")
 NOW = 1_800_000_000_000
@@ -183,8 +184,6 @@ def begin(text: str = "question", token: str = "token", **fields: Any) -> Begin:
         ref=REF,
         turn_id=TurnId(f"turn-{token}"),
         body=body(text),
-        last=50,
-        session_last=True,
         user_id=None,
         once=None,
         lease_token=token,
@@ -280,7 +279,7 @@ async def test_a_clear_is_seen_in_all_of_a_recent_answer_or_in_none_of_it(store)
     async def watch() -> set[tuple[int, int]]:
         seen: set[tuple[int, int]] = set()
         while not writing.done():
-            recent = await store.transcripts.recent(REF, last=3)
+            recent = await store.transcripts.recent(REF, Need(last=3))
             seen.add((len(recent.messages), len(recent.pinned)))
         return seen
 
@@ -324,11 +323,14 @@ async def test_a_turn_with_more_history_than_may_be_shown_stores_nothing(store):
     texts = [str(number) for number in range(1000)]
     for _ in range(BUFFER_MESSAGES_MAX // 1000):
         await store.transcripts.append(append(*texts))
-    assert len((await begun(store, begin(last=None))).history.messages) == BUFFER_MESSAGES_MAX
+    assert (
+        len((await begun(store, begin(options=showing(None)))).history.messages)
+        == BUFFER_MESSAGES_MAX
+    )
     await store.turns.finish(finish(None))
 
     with pytest.raises(ContextTooLarge):
-        await store.turns.begin(begin("one too many", last=None, token="other"))
+        await store.turns.begin(begin("one too many", options=showing(None), token="other"))
     assert (await store.sessions.get(REF)).message_count == BUFFER_MESSAGES_MAX + 1
     assert await store.count("turn_leases") == 0
 
@@ -492,10 +494,10 @@ async def test_between_begin_and_finish_no_connection_is_used_and_no_lock_held(d
 
 async def test_a_turn_taken_up_again_sees_all_that_stood_before_its_message(store):
     await store.transcripts.append(append("1", "2", "3"))
-    first = await begun(store, begin(last=2, once=once()))
+    first = await begun(store, begin(options=showing(2), once=once()))
     await store.turns.fail(finish(None, once=once()))
     await store.transcripts.append(append("beside", "and beside"))
-    second = await begun(store, begin(last=2, once=once(), token="second"))
+    second = await begun(store, begin(options=showing(2), once=once(), token="second"))
 
     assert second.user_message_id == first.user_message_id
     assert [message.content for message in second.history.messages] == ["2", "3"]

@@ -59,8 +59,6 @@ async def test_every_script_keeps_to_one_slot(hybrid):
             ref=at,
             turn_id=TurnId(name),
             body=said("hi"),
-            last=3,
-            session_last=True,
             user_id="ada",
             once=once,
             lease_token=name,

@@ -10,7 +10,7 @@ from service.api.app import create_app
 from service.api.use_cases import ApiSettings
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_store
-from service.bootstrap.use_cases import wired
+from service.bootstrap.use_cases import running_use_cases
 from service.core.readiness import Readiness
 from service.ports import Model
 from service.settings import Settings
@@ -44,8 +44,10 @@ async def api_client(
         message_bytes_max=MESSAGE_BYTES_MAX,
         turn_deadline_seconds=5.0,
     )
-    async with open_store(chosen, clock=clock, observer=recorder) as store:
-        use_cases = wired(chosen, store, model, clock=clock, observer=recorder)
+    async with (
+        open_store(chosen, clock=clock, observer=recorder) as store,
+        running_use_cases(chosen, store, model, clock=clock, observer=recorder) as use_cases,
+    ):
         readiness = Readiness(store.dependencies)
         app = create_app(
             use_cases,

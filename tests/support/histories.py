@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from service.adapters.redis.keys import Keys
 from service.bootstrap.stores import Store
 from service.core.flushing import Flusher, ShardOwnership
+from service.domain.context import ContextOptions, Need
 from service.domain.errors import SessionNotFound
 from service.domain.ids import MessageId
 from service.domain.journal import Acknowledgement, Batch, Entry
@@ -67,13 +68,28 @@ def pinned_before(lines: list[Line], shown: list[Line]) -> list[Line]:
     return [line for line in lines if line[1] in PINNED and (not shown or line[0] < shown[0][0])]
 
 
-def history_needed(
-    document: SessionDocument, last: int | None, *, session_last: bool
-) -> int | None:
-    """How much a turn must be shown: the session's own context decides only where it may."""
-    if not session_last or document.context is None:
-        return last
-    return None if document.context.strategy == "buffer" else document.context.last
+ASKED = [
+    ContextOptions(),
+    ContextOptions(strategy="buffer"),
+    *(ContextOptions(strategy="window", last=last) for last in (1, 5, 40)),
+    ContextOptions(last=2),
+    ContextOptions(strategy="window"),
+    ContextOptions(strategy="tokens", max_tokens=100),
+    ContextOptions(strategy="summary"),
+]
+"""What callers of turns ask for."""
+
+
+def history_needed(document: SessionDocument, asked: ContextOptions) -> int | None:
+    """How many messages a turn must be shown; None for all.
+
+    The messages of these histories carry no counts, so that no budget is ever exhausted.
+    """
+    own = document.context or ContextOptions()
+    strategy = asked.strategy or ("window" if asked.last else own.strategy) or "window"
+    if strategy != "window":
+        return None
+    return asked.last or own.last or 50
 
 
 class Tiers:
@@ -208,7 +224,7 @@ class Reader:
         ref = self.random.choice(SESSIONS)
         told = self.told.get(ref)
         if told is None:
-            assert not (await self.store.transcripts.recent(ref, last=5)).exists
+            assert not (await self.store.transcripts.recent(ref, Need(last=5))).exists
             with pytest.raises(SessionNotFound):
                 await self.store.sessions.get(ref)
             with pytest.raises(SessionNotFound):
@@ -219,7 +235,7 @@ class Reader:
 
     async def check_recent(self, ref: SessionRef, told: Told) -> None:
         last = self.random.choice([None, 1, 3, 10, 21, 50])
-        recent = await self.store.transcripts.recent(ref, last=last)
+        recent = await self.store.transcripts.recent(ref, Need(last=last))
         assert recent.exists
         assert (recent.user_id, recent.document) == (told.user, told.document)
         check_shown(recent, told.lines, last)

@@ -7,9 +7,13 @@ from typing import TypeVar
 
 import msgspec
 
+from service.adapters.tokens.vocabularies import Vocabularies
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.flushers import open_flusher
 from service.bootstrap.stores import Store, open_store
+from service.core.prompting import Prompting
+from service.core.recall import Recall
+from service.domain.context import ContextOptions
 from service.domain.messages import MessageBody, Role, encode_body
 from service.domain.observations import Observation
 from service.domain.sessions import SessionRef
@@ -44,6 +48,13 @@ def ref(session_id: str = "s", tenant: str = "default") -> SessionRef:
     return SessionRef(tenant, session_id)
 
 
+def showing(last: int | None) -> ContextOptions:
+    """A caller who asks for a window, or for all."""
+    if last is None:
+        return ContextOptions(strategy="buffer")
+    return ContextOptions(strategy="window", last=last)
+
+
 def said(content: str, role: Role = "user") -> bytes:
     return encode_body(MessageBody(role=role, content=content))
 
@@ -67,3 +78,19 @@ async def kept(settings: Settings) -> AsyncGenerator[Kept]:
 
             yield Kept(name="hybrid", store=store, recorder=recorder, flush=flush)
             await ownership.give_up()
+
+
+def recall_of(store: Store) -> Recall:
+    """Reading a store as the API does, with nobody who summarises."""
+
+    async def no_profile(tenant: str, user_id: str) -> None:
+        del tenant, user_id
+
+    return Recall(
+        store.transcripts,
+        store.sessions,
+        Prompting(Vocabularies()),
+        model="gpt-4o",
+        profile_text=no_profile,
+        offer_summary=lambda ref, chosen: None,
+    )

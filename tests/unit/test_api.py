@@ -97,7 +97,7 @@ async def test_a_conversation_is_remembered(api, model):
         "what is my name?",
     ]
     assert (second["state"], second["session_id"]) == ("completed", "ada")
-    assert second["context"] == {"strategy": "window", "messages": 2}
+    assert second["context"] == {"strategy": "window", "messages": 2, "tokens": 30}
     assert second["usage"]["total_tokens"] == 7
     history = (await api.http.get("/history/ada")).json()
     assert [m["role"] for m in history["messages"]] == ["user", "assistant"] * 2

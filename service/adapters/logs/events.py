@@ -16,6 +16,7 @@ from service.domain.observations import (
     PoolWaited,
     RequestServed,
     ShardsOwned,
+    SummaryEnded,
     TurnEnded,
 )
 
@@ -38,9 +39,8 @@ class LogObserver:
                 log.error("owner_conflict", count=what.count)
             case ShardsOwned():
                 self._note_shards(what.count)
-            case ModelCalled():
-                if what.outcome != "ok":
-                    log.warning("model_failed", outcome=what.outcome)
+            case SummaryEnded() | ModelCalled():
+                _note_model(what)
             case (
                 BacklogSeen()
                 | BatchFlushed()
@@ -57,3 +57,13 @@ class LogObserver:
         if count != self._shards_owned:
             self._shards_owned = count
             log.info("shards_owned", count=count)
+
+
+def _note_model(what: SummaryEnded | ModelCalled) -> None:
+    match what:
+        case SummaryEnded(outcome="failed" | "dropped"):
+            log.warning("summary_not_made", outcome=what.outcome)
+        case ModelCalled() if what.outcome != "ok":
+            log.warning("model_failed", outcome=what.outcome)
+        case _:
+            pass

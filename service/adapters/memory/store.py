@@ -17,6 +17,7 @@ from service.domain.errors import (
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import PINNED_ROLES, Message, decode_messages, newest, with_id
 from service.domain.sessions import SessionDocument, SessionRef
+from service.domain.summaries import Summary
 from service.ports import Clock, Once, Recent, Wanted
 
 SESSION_MESSAGES_MAX: Final = 10_000
@@ -36,6 +37,7 @@ class HeldSession(msgspec.Struct, kw_only=True):
     cleared_through: MessageId = ZERO_ID
     messages: list[Message] = msgspec.field(default_factory=list[Message])
     lease: Lease | None = None
+    summary: Summary | None = None
 
 
 class Call(msgspec.Struct, kw_only=True):
@@ -146,6 +148,7 @@ class MemoryStore:
         session.cleared_through = session.active_id = self.new_id(ref)
         session.messages = []
         session.lease = None
+        session.summary = None
 
     def recent(self, ref: SessionRef, last: int | None, before: MessageId | None) -> Recent:
         session = self.sessions.get(ref)
@@ -168,6 +171,7 @@ class MemoryStore:
             messages=tuple(shown),
             pinned=tuple(m for m in said[:cut] if m.role in PINNED_ROLES),
             ttl=None,
+            summary=session.summary,
         )
 
     def lease(self, session: HeldSession, token: str) -> None:

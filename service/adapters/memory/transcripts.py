@@ -3,10 +3,12 @@
 from msgspec import UNSET
 
 from service.adapters.memory.store import HeldSession, MemoryStore, check_durability
+from service.domain.context import Need
 from service.domain.errors import InvalidValue, SessionExists
-from service.domain.ids import id_time
+from service.domain.ids import ZERO_ID, MessageId, id_time
 from service.domain.messages import Message
 from service.domain.sessions import Session, SessionDocument, SessionRef
+from service.domain.summaries import Summary
 from service.ports import (
     Append,
     Appended,
@@ -54,12 +56,10 @@ class MemoryTranscripts:
             found.reverse()
         return found[: query.limit]
 
-    async def recent(
-        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
-    ) -> Recent:
+    async def recent(self, ref: SessionRef, need: Need, *, archive_only: bool = False) -> Recent:
         if archive_only:
             raise _no_archive()
-        return self._store.recent(ref, last, None)
+        return self._store.recent(ref, need.last, None)
 
     async def clear(self, ref: SessionRef) -> None:
         self._store.forget(ref)
@@ -108,6 +108,14 @@ class MemorySessions:
             return False
         held.document = new
         held.active_id = self._store.new_id(ref)
+        return True
+
+    async def summarise(self, ref: SessionRef, old: MessageId | None, summary: Summary) -> bool:
+        held = self._store.existing(ref)
+        seen = held.summary.through_id if held.summary else None
+        if seen != old or summary.through_id <= max(held.cleared_through, old or ZERO_ID):
+            return False
+        held.summary = summary
         return True
 
     async def delete(self, ref: SessionRef) -> None:

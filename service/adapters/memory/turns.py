@@ -5,8 +5,8 @@ import math
 from service.adapters.memory.store import Call, HeldSession, MemoryStore, check_durability
 from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId
-from service.domain.sessions import SessionRef
-from service.ports import Begin, Begun, Finish, Finished, Once, Replayed, needed_last
+from service.domain.sessions import SessionDocument, SessionRef
+from service.ports import Begin, Begun, Finish, Finished, Once, Replayed, check_cost, needed
 
 
 class MemoryTurns:
@@ -24,6 +24,8 @@ class MemoryTurns:
             return Replayed(result=call.result, message_id=call.answer_id)
         self._must_be_free(ref, call)
         store.must_have_room(ref, 1)
+        held = store.sessions.get(ref)
+        check_cost(command, held.document if held else SessionDocument())
 
         session = store.claimed(ref, command.user_id)
         user_message_id = self._taken_up(session, call) or store.say(ref, (command.body,))[0]
@@ -33,7 +35,7 @@ class MemoryTurns:
         self._remember(ref, command.once, call)
         return Begun(
             user_message_id=user_message_id,
-            history=store.recent(ref, needed_last(command, session.document), user_message_id),
+            history=store.recent(ref, needed(command, session.document).last, user_message_id),
         )
 
     async def renew(self, ref: SessionRef, lease_token: str) -> bool:

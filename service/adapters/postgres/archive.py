@@ -14,7 +14,7 @@ from service.ports import ArchivedSession, PageQuery, SessionQuery
 
 SESSION: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
-       last_id, archived_through, cleared_through, deleted
+       last_id, archived_through, cleared_through, deleted, summary
 FROM sessions
 WHERE session_key = $1 AND tenant = $2
 """
@@ -51,7 +51,7 @@ PINNED_MAX: Final = 1000
 
 LIST: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
-       last_id, archived_through, cleared_through, deleted
+       last_id, archived_through, cleared_through, deleted, NULL::json AS summary
 FROM sessions
 WHERE tenant = $1 AND active_id < $2 AND NOT deleted
 ORDER BY active_id DESC
@@ -60,7 +60,7 @@ LIMIT $3
 
 LIST_OF_USER: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
-       last_id, archived_through, cleared_through, deleted
+       last_id, archived_through, cleared_through, deleted, NULL::json AS summary
 FROM sessions
 WHERE tenant = $1 AND active_id < $2 AND user_id = $4 AND NOT deleted
 ORDER BY active_id DESC
@@ -151,6 +151,7 @@ def _session(row: asyncpg.Record) -> ArchivedSession:
         archived_through=_optional(row["archived_through"]),
         cleared_through=MessageId(str(row["cleared_through"])),
         deleted=row["deleted"],
+        summary=row["summary"] or b"",
     )
 
 

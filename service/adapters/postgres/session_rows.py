@@ -14,7 +14,8 @@ from service.domain.messages import role_of
 from service.domain.sessions import SessionRef
 
 LOCK: Final[LiteralString] = """
-SELECT tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted
+SELECT tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted,
+       summary
 FROM sessions
 WHERE session_key = $1 AND tenant = $2
 FOR UPDATE
@@ -26,7 +27,8 @@ MAKE: Final[LiteralString] = """
 INSERT INTO sessions AS s (session_key, tenant, session_id, born_id, active_id, deleted)
 VALUES ($1, $2, $3, $4, $4, true)
 ON CONFLICT (session_key) DO UPDATE SET session_key = s.session_key
-RETURNING tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted
+RETURNING tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted,
+       summary
 """
 
 SAY: Final[LiteralString] = """
@@ -57,6 +59,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     last_event_id: MessageId
     last_id: MessageId | None
     cleared_through: MessageId
+    summary: bytes
 
     def next_ids(self, count: int, milliseconds: int) -> tuple[MessageId, ...]:
         """Ids above every event that the session ever had, also when the clock stepped back."""
@@ -133,4 +136,5 @@ def _session_row(ref: SessionRef, row: asyncpg.Record) -> SessionRow:
         last_event_id=max(MessageId(str(row["active_id"])), cleared_through),
         last_id=None if row["last_id"] is None else MessageId(str(row["last_id"])),
         cleared_through=cleared_through,
+        summary=row["summary"] or b"",
     )

@@ -20,7 +20,7 @@ from service.adapters.postgres.session_rows import (
     lock_session,
 )
 from service.domain.errors import SessionExists, SessionNotFound
-from service.domain.ids import id_time
+from service.domain.ids import ZERO_ID, MessageId, id_time
 from service.domain.sessions import (
     Session,
     SessionDocument,
@@ -28,6 +28,7 @@ from service.domain.sessions import (
     decode_document,
     encode_document,
 )
+from service.domain.summaries import Summary, encode_summary
 from service.ports import ArchivedSession, Clock, Create, Created, SessionQuery, SessionsPage
 
 # Of a new row or of a tombstone, which has no messages.
@@ -52,8 +53,18 @@ WITH gone AS (
 )
 UPDATE sessions
 SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0,
-    user_id = NULL, document = NULL, deleted = true
+    user_id = NULL, document = NULL, deleted = true, summary = NULL,
+    summary_through = '00000000-0000-0000-0000-000000000000'
 WHERE session_key = $1 AND tenant = $2
+"""
+
+# Compare and set; what was cleared away since is not summarised.
+SUMMARISE: Final[LiteralString] = """
+UPDATE sessions
+SET summary = $3, summary_through = $4
+WHERE session_key = $1 AND tenant = $2 AND summary_through = $5 AND summary_through < $4
+  AND cleared_through < $4
+RETURNING true
 """
 
 
@@ -95,6 +106,9 @@ class PostgresSessions:
         call = own_call(ref)
         return await self._door.settled(lambda it: self._replace(it, call, old, new))
 
+    async def summarise(self, ref: SessionRef, old: MessageId | None, summary: Summary) -> bool:
+        return await self._door.settled(lambda it: self._summarise(it, ref, old, summary))
+
     async def delete(self, ref: SessionRef) -> None:
         call = own_call(ref)
         await self._door.settled(lambda it: self._delete(it, call))
@@ -130,6 +144,17 @@ class PostgresSessions:
         await connection.execute(REPLACE, session_key(call.ref), call.ref.tenant, _kept(new), *ids)
         await keep_record(connection, call, ids)
         return True
+
+    async def _summarise(
+        self, connection: Connection, ref: SessionRef, old: MessageId | None, summary: Summary
+    ) -> bool:
+        row = existing(await lock_session(connection, ref))
+        encoded = encode_summary(summary)
+        if row.summary == encoded:
+            return True
+        place = (session_key(ref), ref.tenant)
+        through = (summary.through_id, old or ZERO_ID)
+        return bool(await connection.fetchval(SUMMARISE, *place, encoded, *through))
 
     async def _delete(self, connection: Connection, call: Call) -> None:
         row = await lock_session(connection, call.ref)

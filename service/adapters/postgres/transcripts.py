@@ -20,12 +20,13 @@ from service.adapters.postgres.session_rows import (
     lock_session,
     say,
 )
-from service.domain.context import BUFFER_MESSAGES_MAX
+from service.domain.context import BUFFER_MESSAGES_MAX, TOKENS_PAGE, Need
 from service.domain.errors import ContextTooLarge, PreconditionFailed, SessionNotFound
 from service.domain.ids import HIGHEST_ID, MessageId
-from service.domain.messages import Message, decode_messages, newest
+from service.domain.messages import Message, decode_messages, id_of, newest, tokens_in
 from service.domain.observations import MessagesAppended
 from service.domain.sessions import SessionDocument, SessionRef, decode_document
+from service.domain.summaries import decode_summary
 from service.ports import (
     Append,
     Appended,
@@ -43,7 +44,8 @@ WITH gone AS (
     DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
 )
 UPDATE sessions
-SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0
+SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0, summary = NULL,
+    summary_through = '00000000-0000-0000-0000-000000000000'
 WHERE session_key = $1 AND tenant = $2
 """
 
@@ -82,9 +84,7 @@ class PostgresTranscripts:
             texts = await find_page(connection, ref, query, above=session.cleared_through)
         return decode_messages(texts)
 
-    async def recent(
-        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
-    ) -> Recent:
+    async def recent(self, ref: SessionRef, need: Need, *, archive_only: bool = False) -> Recent:
         del archive_only  # There is nothing but the archive.
         # One snapshot: a clear beside it is seen in all of the answer or in none of it.
         async with (
@@ -95,7 +95,7 @@ class PostgresTranscripts:
             if session is None:
                 return _nothing()
             messages, pinned = await read_newest(
-                connection, ref, last=last, above=session.cleared_through
+                connection, ref, need, above=session.cleared_through
             )
         return Recent(
             exists=True,
@@ -104,6 +104,7 @@ class PostgresTranscripts:
             messages=messages,
             pinned=pinned,
             ttl=None,
+            summary=decode_summary(session.summary),
         )
 
     async def clear(self, ref: SessionRef) -> None:
@@ -142,29 +143,54 @@ class PostgresTranscripts:
 async def read_newest(
     connection: Connection,
     ref: SessionRef,
+    need: Need,
     *,
-    last: int | None,
     above: MessageId,
     before: MessageId | None = None,
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """The newest messages in order, ``last`` of them not pinned, and the pinned ones before those.
+    """The newest messages in order, as many as needed, and the pinned ones before those.
 
     Raises ContextTooLarge where all of a very long session is asked for.
     """
     pinned = decode_messages(
         await find_pinned(connection, ref, above=above, below=before or HIGHEST_ID)
     )
-    limit = BUFFER_MESSAGES_MAX + 1 if last is None else last + len(pinned)
-    query = PageQuery(limit=limit, descending=True, before=before)
-    texts = await find_page(connection, ref, query, above=above)
-    if last is None and len(texts) == limit:
-        raise ContextTooLarge(
-            f"The session has more than {BUFFER_MESSAGES_MAX} messages: use a window."
-        )
+    if need.tokens is not None:
+        texts = await _read_tokens(connection, ref, need.tokens, above=above, before=before)
+    else:
+        limit = BUFFER_MESSAGES_MAX + 1 if need.last is None else need.last + len(pinned)
+        query = PageQuery(limit=limit, descending=True, before=before)
+        texts = await find_page(connection, ref, query, above=above)
+        if need.last is None and len(texts) == limit:
+            raise ContextTooLarge(
+                f"The session has more than {BUFFER_MESSAGES_MAX} messages: use a window."
+            )
 
-    shown = newest(decode_messages(texts[::-1]), last)
+    shown = newest(decode_messages(texts[::-1]), need.last)
     first = shown[0].id if shown else HIGHEST_ID
     return tuple(shown), tuple(message for message in pinned if message.id < first)
+
+
+async def _read_tokens(
+    connection: Connection,
+    ref: SessionRef,
+    tokens: int,
+    *,
+    above: MessageId,
+    before: MessageId | None,
+) -> list[bytes]:
+    """The newest messages of so many tokens, newest first; at most BUFFER_MESSAGES_MAX."""
+    found: list[bytes] = []
+    left = tokens
+    while left > 0 and len(found) < BUFFER_MESSAGES_MAX:
+        query = PageQuery(limit=TOKENS_PAGE, descending=True, before=before)
+        texts = await find_page(connection, ref, query, above=above)
+        found += texts
+        if len(texts) < TOKENS_PAGE:
+            break
+        left -= tokens_in(texts)
+        before = id_of(texts[-1])
+    return found
 
 
 def _nothing() -> Recent:

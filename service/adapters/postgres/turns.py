@@ -26,7 +26,19 @@ from service.adapters.postgres.transcripts import read_newest
 from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef, decode_document
-from service.ports import Begin, Begun, Clock, Finish, Finished, Once, Recent, Replayed, needed_last
+from service.domain.summaries import decode_summary
+from service.ports import (
+    Begin,
+    Begun,
+    Clock,
+    Finish,
+    Finished,
+    Once,
+    Recent,
+    Replayed,
+    check_cost,
+    needed,
+)
 
 UNKEYED_SECONDS: Final = 300
 """How long a turn without a client's key is remembered, for the service's own repeats: longer than
@@ -114,6 +126,7 @@ class PostgresTurns:
             return Replayed(result=record.result, message_id=record.answer_id)
         _check_lease(await _lease(connection, command.ref), record, command.lease_token)
         row.check_owner(command.user_id)
+        check_cost(command, decode_document(row.document))
 
         # A failed or interrupted turn goes on from its message, unless that was cleared away.
         taken_up = _message_after(record, row.cleared_through)
@@ -202,7 +215,7 @@ async def _history(
     messages, pinned = await read_newest(
         connection,
         command.ref,
-        last=needed_last(command, document),
+        needed(command, document),
         above=row.cleared_through,
         before=before,
     )
@@ -213,6 +226,7 @@ async def _history(
         messages=messages,
         pinned=pinned,
         ttl=None,
+        summary=decode_summary(row.summary),
     )
 
 

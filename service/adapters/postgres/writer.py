@@ -10,6 +10,7 @@ from service.domain.ids import MessageId
 from service.domain.journal import Batch, Entry, Written
 from service.domain.observations import OwnerConflict
 from service.domain.sessions import SessionRef
+from service.domain.summaries import decode_covered
 from service.ports import Observer
 
 # Rows are made and locked in the order of their keys, so that two flushers never deadlock.
@@ -54,6 +55,8 @@ SET cleared_through = f.through,
     -- A replay that begins with the deletion brings the document of what was made after it again.
     document_id = CASE WHEN f.deletes THEN '00000000-0000-0000-0000-000000000000'::uuid
                        ELSE s.document_id END,
+    summary = NULL,
+    summary_through = '00000000-0000-0000-0000-000000000000',
     deleted = s.deleted OR f.deletes
 FROM forgotten f LEFT JOIN counted c USING (session_key)
 WHERE s.session_key = f.session_key
@@ -90,6 +93,16 @@ WHERE s.session_key = t.session_key AND t.active_id >= s.cleared_through
 """
 
 
+# A summary never goes back, and says nothing of what was cleared away since.
+SUMMARISE: Final[LiteralString] = """
+UPDATE sessions s
+SET summary = t.summary, summary_through = t.through
+FROM unnest($1::uuid[], $2::json[], $3::uuid[]) AS t (session_key, summary, through)
+WHERE s.session_key = t.session_key AND NOT s.deleted
+  AND t.through > s.summary_through AND t.through > s.cleared_through
+"""
+
+
 class SessionChange(msgspec.Struct, kw_only=True):
     """What a batch does to one session: an optional forgetting, then what came after it."""
 
@@ -99,6 +112,7 @@ class SessionChange(msgspec.Struct, kw_only=True):
     deletes: bool = False
     messages: list[Entry] = msgspec.field(default_factory=list[Entry])
     document: Entry | None = None
+    summary: Entry | None = None
     user_id: str | None = None
     born_id: MessageId | None = None
     active_id: MessageId | None = None
@@ -109,6 +123,9 @@ class SessionChange(msgspec.Struct, kw_only=True):
                 self.messages.append(entry)
             case "document":
                 self.document = entry
+            case "summary":
+                self.summary = entry
+                return
             case "clear":
                 self._forget(entry)
             case "delete":
@@ -122,6 +139,7 @@ class SessionChange(msgspec.Struct, kw_only=True):
     def _forget(self, entry: Entry) -> None:
         self.through = entry.id
         self.messages = []
+        self.summary = None
 
     def _end(self) -> None:
         # Unlike a clear, which leaves the session and its settings as they are.
@@ -146,6 +164,7 @@ class PostgresArchiveWriter:
             await _forget(connection, changes)
             inserted = await _insert(connection, changes)
             await _touch(connection, changes, inserted)
+            await _summarise(connection, changes)
 
         offered = sum(1 for entry in batch.entries if entry.kind == "message")
         rows = sum(inserted.values())
@@ -232,4 +251,16 @@ async def _touch(
         [entry.body or None if entry else None for entry in documents],
         [entry.id if entry else None for entry in documents],
         [change.born_id for _, change in touched],
+    )
+
+
+async def _summarise(connection: Connection, changes: dict[str, SessionChange]) -> None:
+    summed = [(key, change.summary) for key, change in changes.items() if change.summary]
+    if not summed:
+        return
+    await connection.execute(
+        SUMMARISE,
+        [key for key, _ in summed],
+        [entry.body for _, entry in summed],
+        [decode_covered(entry.body) for _, entry in summed],
     )

@@ -30,6 +30,7 @@ from service.domain.observations import (
     PoolWaited,
     RequestServed,
     ShardsOwned,
+    SummaryEnded,
     TurnEnded,
 )
 
@@ -68,7 +69,7 @@ class PrometheusObserver:
                 self._observe_memory(what)
             case BatchFlushed() | FlushFailed() | ShardsOwned() | BacklogSeen():
                 self._observe_flush(what)
-            case TurnEnded() | ModelCalled():
+            case TurnEnded() | ModelCalled() | SummaryEnded():
                 self._observe_turn(what)
             case ComponentFailed():
                 self._component_failures.labels(what.component, what.reason).inc()
@@ -105,12 +106,14 @@ class PrometheusObserver:
                     age = shard.oldest_age_seconds
                     self._journal_age.labels(str(shard.shard)).set(age)
 
-    def _observe_turn(self, what: TurnEnded | ModelCalled) -> None:
+    def _observe_turn(self, what: TurnEnded | ModelCalled | SummaryEnded) -> None:
         match what:
             case TurnEnded():
                 self._turns.labels(what.outcome).inc()
                 if what.overhead_seconds is not None:
                     self._turn_overhead.observe(what.overhead_seconds)
+            case SummaryEnded():
+                self._summaries.labels(what.outcome).inc()
             case ModelCalled():
                 model = what.model if what.model in self._models else "other"
                 self._model_calls.labels(model, what.outcome).inc()
@@ -156,6 +159,7 @@ class PrometheusObserver:
         self._turn_overhead = self._histogram(
             "turn_overhead_seconds", "A turn's time without the model's", FAST_BUCKETS
         )
+        self._summaries = self._counter("summaries", "Rolling summaries, by outcome", "outcome")
         self._model_calls = self._counter("model_calls", "Calls of a model", "model", "outcome")
         self._model_seconds = self._histogram(
             "model_call_seconds", "Time of a call, retries included", MODEL_BUCKETS, "model"

@@ -22,6 +22,7 @@ KINDS: Final[dict[bytes, EntryKind]] = {
     b"c": "clear",
     b"s": "document",
     b"d": "delete",
+    b"u": "summary",
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from service.adapters.redis.keys import Keys
-from service.domain.context import plan
+from service.domain.context import Need, plan
 from service.domain.errors import BacklogFull, IdempotencyKeyReused, SessionNotFound, TooLarge
 from service.domain.ids import ZERO_ID, MessageId
 from service.domain.sessions import SessionDocument, SessionRef
@@ -15,8 +15,13 @@ from service.ports import HotState
 FIELDS: Final = (
     *("epoch", "known", "exists", "user", "document", "born", "floor", "cleared", "active"),
     *("last", "unflushed", "held", "pinned", "ttl", "want", "lease", "lease_until", "turn"),
+    *("budget", "summary", "through"),
 )
 """In the order of session.lua."""
+
+ALL: Final = "-1"
+ALL_HOT: Final = "-2"
+"""How much history: all there is, or all that the hot memory has."""
 
 
 class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +71,7 @@ class SessionArguments:
             ttl=self.ttl(int(ttl), exists=fields["exists"] != "", own=fields["ttl"]),
             pinned=tuple(pinned),
             messages=tuple(messages),
+            summary=fields["summary"].encode(),
         )
 
     def ttl(self, milliseconds: int, *, exists: bool, own: str) -> int | None:
@@ -95,10 +101,20 @@ class SessionArguments:
 
 def wanted(document: SessionDocument) -> str:
     """History that the session's own context asks for, as the scripts take it."""
-    if document.context is None:
-        return ""
-    last = plan(document.context).last
-    return "-1" if last is None else str(last)
+    return "" if document.context is None else need_word(plan(document.context).need)
+
+
+def budget_of(document: SessionDocument) -> str:
+    """Token budget that the session's own context sets, as the scripts take it."""
+    budget = None if document.context is None else plan(document.context).max_tokens
+    return "" if budget is None else str(budget)
+
+
+def need_word(need: Need) -> str:
+    """Needed history as the scripts take it: by tokens, all that is hot comes first."""
+    if need.tokens is not None:
+        return ALL_HOT
+    return ALL if need.last is None else str(need.last)
 
 
 def _identity(text: str) -> MessageId | None:

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from service.adapters.redis.client import RedisDoor, Script
-from service.adapters.redis.replies import SessionArguments, wanted
+from service.adapters.redis.replies import SessionArguments, budget_of, wanted
 from service.adapters.redis.transcripts import REPEAT_MILLISECONDS, existing
 from service.domain.errors import Overloaded
 from service.domain.ids import MessageId, random_bits
 from service.domain.sessions import SessionDocument, SessionRef, encode_document
+from service.domain.summaries import Summary, encode_summary
 from service.ports import Cold, Create, Created, Once
 
 DOCUMENT: Final = Script("document", of_session=True)
 DELETE: Final = Script("delete", of_session=True)
+SUMMARY: Final = Script("summary", of_session=True)
 
 UNARCHIVED_MAX: Final = 10_000
 """Sessions of a tenant with unflushed entries that a listing takes in."""
@@ -57,6 +59,29 @@ class RedisSessions:
         status, rest = await self._put(ref, "replace", "", seen, new, None)
         match status:
             case b"done" | b"replayed":
+                return "replaced"
+            case b"changed":
+                return "changed"
+            case b"missing":
+                return "missing"
+            case b"cold":
+                return Cold(state=self._arguments.state(rest[0]))
+            case _:
+                raise self._arguments.refusal(status)
+
+    async def summarise(
+        self, ref: SessionRef, old: MessageId | None, summary: Summary
+    ) -> Literal["replaced", "changed", "missing"] | Cold:
+        words = [
+            *self._arguments.shared(ref),
+            old or "",
+            encode_summary(summary),
+            summary.through_id,
+            random_bits(),
+        ]
+        status, *rest = await self._door.run(SUMMARY, self._keys(ref), words)
+        match status:
+            case b"done":
                 return "replaced"
             case b"changed":
                 return "changed"
@@ -120,6 +145,7 @@ class RedisSessions:
             random_bits(),
             once.fingerprint if once else "-",
             self._once_seconds * 1000 if once else REPEAT_MILLISECONDS,
+            budget_of(document),
         ]
         status, *rest = await self._door.run(DOCUMENT, self._keys(ref, once), words)
         return status, rest

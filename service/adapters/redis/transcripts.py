@@ -7,10 +7,11 @@ from msgspec import UNSET
 
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
-from service.adapters.redis.replies import SessionArguments, wanted
+from service.adapters.redis.replies import SessionArguments, budget_of, wanted
 from service.domain.errors import PreconditionFailed
 from service.domain.ids import ZERO_ID, MessageId, random_bits
 from service.domain.sessions import SessionRef, decode_document
+from service.domain.summaries import decode_summary
 from service.ports import Append, Appended, Cold, Filled, Filling, HotState
 
 APPEND: Final = Script("append", of_session=True)
@@ -77,6 +78,9 @@ class RedisTranscripts:
         row = filling.session
         session = None if row is None or row.deleted else row
         document = decode_document(session.document) if session else decode_document(b"")
+        summary = session.summary if session else b""
+        covered = decode_summary(summary)
+        through = covered.through_id if covered else ""
         words = [
             *self._arguments.shared(filling.ref),
             filling.seen.epoch,
@@ -94,6 +98,9 @@ class RedisTranscripts:
             -1 if filling.pinned is None else len(filling.pinned),
             len(filling.messages),
             filling.seen.held,
+            budget_of(document),
+            summary,
+            through,
             *(filling.pinned or ()),
             *filling.messages,
         ]

@@ -5,8 +5,9 @@ from typing import Any, Final
 
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
-from service.adapters.redis.replies import SessionArguments
-from service.domain.errors import RequestRunning, SessionBusy
+from service.adapters.redis.replies import ALL_HOT, SessionArguments, need_word
+from service.domain.context import ContextOptions, plan
+from service.domain.errors import ContextTooLarge, RequestRunning, SessionBusy
 from service.domain.ids import MessageId, random_bits
 from service.domain.sessions import SessionRef
 from service.ports import Begin, Cold, Finish, Finished, HotBegun, Once, Replayed
@@ -49,9 +50,10 @@ class RedisTurns:
             command.lease_token,
             self._lease_milliseconds,
             command.turn_id,
-            -1 if command.last is None else command.last,
-            int(command.session_last),
+            *_history_words(command.options),
             int(incomplete_ok),
+            command.cost,
+            *_budget_words(command.options),
             command.body,
             random_bits(),
         ]
@@ -71,6 +73,9 @@ class RedisTurns:
             case b"cold":
                 return Cold(state=self._arguments.state(rest[0]))
             case _:
+                if status == b"over":
+                    budget = int(rest[0])
+                    raise ContextTooLarge.over(command.cost - budget, budget)
                 raise self._refusal(status, rest)
 
     async def renew(self, ref: SessionRef, lease_token: str) -> bool:
@@ -127,3 +132,20 @@ class RedisTurns:
             ref, once.operation if once else "op", once.key if once else lease_token
         )
         return [*names.session(ref).listed(), record]
+
+
+def _history_words(options: ContextOptions) -> tuple[str, int]:
+    """How much history, and whether the session's own context decides before that."""
+    if options.decides:
+        return need_word(plan(options).need), 0
+    if options.strategy is None:
+        return need_word(plan(options).need), 1
+    # The strategy is the caller's and its number perhaps the session's: that is seen afterwards.
+    return ALL_HOT, 0
+
+
+def _budget_words(options: ContextOptions) -> tuple[int | str, int]:
+    """The token budget, and whether the session's own one decides before that."""
+    if options.decides or options.strategy == "window":
+        return plan(options).max_tokens or "", 0
+    return plan(options).max_tokens or "", 1

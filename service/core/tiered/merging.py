@@ -4,25 +4,29 @@ from collections.abc import Sequence
 
 import msgspec
 
+from service.domain.context import Need
 from service.domain.ids import ZERO_ID
-from service.domain.messages import Message, decode_messages, newest
+from service.domain.messages import Message, decode_messages, newest, tokens_in
 from service.domain.sessions import decode_document
+from service.domain.summaries import decode_summary
 from service.ports import HotState, Recent
 
 
-def covers(state: HotState, last: int | None) -> bool:
+def covers(state: HotState, need: Need) -> bool:
     """Whether ``state`` alone answers for the session, its newest messages and all pinned ones."""
     if not state.known:
         return False
     if state.floor == ZERO_ID:
         return state.pinned_complete or len(state.messages) == state.held
-    if state.floor is None or last is None:
+    if state.floor is None or not state.pinned_complete:
         return False
-    return state.pinned_complete and len(state.messages) >= last + len(state.pinned)
+    if need.tokens is not None:
+        return len(state.messages) == state.held and tokens_in(state.messages) >= need.tokens
+    return need.last is not None and len(state.messages) >= need.last + len(state.pinned)
 
 
-def hot_recent(state: HotState, last: int | None) -> Recent:
-    recent = merged_recent(state, [], decode_messages(state.pinned), last)
+def hot_recent(state: HotState, need: Need) -> Recent:
+    recent = merged_recent(state, [], decode_messages(state.pinned), need)
     if state.floor != ZERO_ID:
         return recent
     return msgspec.structs.replace(recent, message_count=state.held)
@@ -32,13 +36,14 @@ def merged_recent(
     state: HotState,
     older: Sequence[Message],
     pinned: Sequence[Message],
-    last: int | None,
+    need: Need,
     *,
     user_id: str | None = None,
     document: bytes = b"",
+    summary: bytes = b"",
 ) -> Recent:
     """The newest of ``older`` and the hot messages; pinned ones that are older apart."""
-    shown = newest([*older, *decode_messages(state.messages)], last)
+    shown = newest([*older, *decode_messages(state.messages)], need.last)
     first = shown[0].id if shown else None
     return Recent(
         exists=state.exists,
@@ -47,4 +52,5 @@ def merged_recent(
         messages=tuple(shown),
         pinned=tuple(m for m in pinned if first is None or m.id < first),
         ttl=state.ttl,
+        summary=decode_summary(state.summary or summary),
     )

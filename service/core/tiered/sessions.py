@@ -7,9 +7,10 @@ from typing import Final
 from service.core.tiered.archiving import ArchiveWaits
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.errors import ArchiveUnavailable, SessionExists, SessionNotFound
-from service.domain.ids import ZERO_ID, id_time
+from service.domain.ids import ZERO_ID, MessageId, id_time
 from service.domain.messages import id_of
 from service.domain.sessions import Session, SessionDocument, SessionRef, decode_document
+from service.domain.summaries import Summary
 from service.ports import (
     Archive,
     ArchivedSession,
@@ -102,6 +103,20 @@ class TieredSessions:
     async def replace(self, ref: SessionRef, old: SessionDocument, new: SessionDocument) -> bool:
         for _ in moves():
             result = await self._hot.replace(ref, old, new)
+            match result:
+                case "replaced":
+                    return True
+                case "changed":
+                    return False
+                case "missing":
+                    raise SessionNotFound
+                case cold:
+                    await self._warming.know(ref, cold.state)
+        raise moved_too_often()
+
+    async def summarise(self, ref: SessionRef, old: MessageId | None, summary: Summary) -> bool:
+        for _ in moves():
+            result = await self._hot.summarise(ref, old, summary)
             match result:
                 case "replaced":
                     return True

@@ -4,6 +4,7 @@ import msgspec
 
 from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.warming import Warming, moved_too_often, moves
+from service.domain.context import Need
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID
 from service.domain.messages import Message, decode_messages, id_of, role_in
@@ -57,12 +58,10 @@ class TieredTranscripts:
         await self._waits.until_archived(command.ref, appended.ids[-1])
         return msgspec.structs.replace(appended, durability="archived")
 
-    async def recent(
-        self, ref: SessionRef, *, last: int | None, archive_only: bool = False
-    ) -> Recent:
+    async def recent(self, ref: SessionRef, need: Need, *, archive_only: bool = False) -> Recent:
         if archive_only:
-            return await self._warming.archived_recent(ref, last=last)
-        return await self._warming.recent(ref, last=last)
+            return await self._warming.archived_recent(ref, need)
+        return await self._warming.recent(ref, need)
 
     async def page(self, ref: SessionRef, query: PageQuery) -> list[Message]:
         if query.archive_only:
@@ -98,7 +97,7 @@ class TieredTranscripts:
         return decode_messages(await archive.page(ref, query, above=ZERO_ID))
 
     async def _newest(self, ref: SessionRef, limit: int) -> list[Message]:
-        recent = await self._warming.recent(ref, last=limit)
+        recent = await self._warming.recent(ref, Need(last=limit))
         if not recent.exists:
             raise SessionNotFound
         return list(reversed(recent.messages[-limit:]))

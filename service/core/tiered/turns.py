@@ -7,6 +7,7 @@ import msgspec
 from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.merging import covers, hot_recent
 from service.core.tiered.warming import Warming, moved_too_often, moves
+from service.domain.context import Need
 from service.domain.ids import MessageId
 from service.domain.messages import id_of
 from service.domain.sessions import SessionRef, decode_document
@@ -21,7 +22,7 @@ from service.ports import (
     HotTurns,
     Replayed,
     Wanted,
-    needed_last,
+    needed,
 )
 
 
@@ -72,11 +73,11 @@ class TieredTurns:
             await self._waits.until_archived(ref, message_id)
 
     async def _warm(self, command: Begin, state: HotState) -> None:
-        needed = _needed(command, state.document)
-        if covers(state, needed):
+        need = _needed(command, state.document)
+        if covers(state, need):
             await self._warming.know(command.ref, state)
         else:
-            await self._warming.recent(command.ref, last=needed)
+            await self._warming.recent(command.ref, need)
 
     async def _begun_or_failed(self, command: Begin, begun: HotBegun) -> Begun:
         try:
@@ -95,17 +96,17 @@ class TieredTurns:
             raise
 
     async def _begun(self, command: Begin, begun: HotBegun) -> Begun:
-        needed = _needed(command, begun.state.document)
+        need = _needed(command, begun.state.document)
         state = _before(begun.state, begun.user_message_id)
-        if covers(state, needed):
-            history = hot_recent(state, needed)
+        if covers(state, need):
+            history = hot_recent(state, need)
         else:
-            history, _ = await self._warming.complete(command.ref, state, needed)
+            history, _ = await self._warming.complete(command.ref, state, need)
         return Begun(user_message_id=begun.user_message_id, history=history)
 
 
-def _needed(command: Begin, document: bytes) -> int | None:
-    return needed_last(command, decode_document(document))
+def _needed(command: Begin, document: bytes) -> Need:
+    return needed(command, decode_document(document))
 
 
 def _before(state: HotState, user_message_id: MessageId) -> HotState:

@@ -8,12 +8,13 @@ from typing import Final
 import msgspec
 
 from service.core.tiered.merging import covers, hot_recent, merged_recent
-from service.domain.context import BUFFER_MESSAGES_MAX
+from service.domain.context import BUFFER_MESSAGES_MAX, TOKENS_PAGE, Need
 from service.domain.errors import ContextTooLarge, InvalidValue, Overloaded
 from service.domain.ids import HIGHEST_ID, ZERO_ID
-from service.domain.messages import decode_messages, id_of, is_pinned, newest
+from service.domain.messages import decode_messages, id_of, is_pinned, newest, tokens_in
 from service.domain.observations import HotRead
 from service.domain.sessions import SessionRef, decode_document
+from service.domain.summaries import decode_summary
 from service.ports import (
     Archive,
     ArchivedSession,
@@ -64,15 +65,15 @@ class Warming:
             raise InvalidValue.of("consistency", "this store has no archive")
         return self._archive
 
-    async def archived_recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+    async def archived_recent(self, ref: SessionRef, need: Need) -> Recent:
         """What the archive alone has; nothing is filled."""
         archive = self.archive_to_ask()
         session = await archive.session(ref)
         pinned = await archive.pinned(ref, above=ZERO_ID, below=HIGHEST_ID)
-        limit = BUFFER_MESSAGES_MAX if last is None else last + len(pinned)
+        limit = BUFFER_MESSAGES_MAX if need.last is None else need.last + len(pinned)
         query = PageQuery(limit=limit, descending=True)
         texts = await archive.page(ref, query, above=ZERO_ID)
-        messages = newest(decode_messages(texts[::-1]), last)
+        messages = newest(decode_messages(texts[::-1]), need.last)
         first = messages[0].id if messages else HIGHEST_ID
         return Recent(
             exists=session is not None and not session.deleted,
@@ -81,6 +82,7 @@ class Warming:
             messages=tuple(messages),
             pinned=tuple(m for m in decode_messages(pinned) if m.id < first),
             ttl=None,
+            summary=decode_summary(session.summary if session else b""),
         )
 
     async def know(self, ref: SessionRef, seen: HotState) -> ArchivedSession | None:
@@ -93,30 +95,28 @@ class Warming:
             await self._hot.fill(Filling(ref=ref, seen=seen, session=session, floor=None))
         return session if stands else None
 
-    async def recent(self, ref: SessionRef, *, last: int | None) -> Recent:
+    async def recent(self, ref: SessionRef, need: Need) -> Recent:
         """The newest messages, from the archive where needed; fills the hot memory."""
-        state = await self._hot.read(ref, last=last)
-        if covers(state, last):
+        state = await self._hot.read(ref, last=need.last)
+        if covers(state, need):
             self._observer.observe(HotRead(result="hit"))
-            return hot_recent(state, last)
+            return hot_recent(state, need)
         async with self._one_filling(ref):
-            return await self._recent(ref, last)
+            return await self._recent(ref, need)
 
-    async def _recent(self, ref: SessionRef, last: int | None) -> Recent:
+    async def _recent(self, ref: SessionRef, need: Need) -> Recent:
         for _ in moves():
             # Whoever held the place before may have filled what is needed here.
             state = await self._hot.read(ref, last=None)
-            if covers(state, last):
+            if covers(state, need):
                 self._observer.observe(HotRead(result="hit"))
-                return hot_recent(state, last)
-            recent, still = await self.complete(ref, state, last)
+                return hot_recent(state, need)
+            recent, still = await self.complete(ref, state, need)
             if still:
                 return recent
         raise moved_too_often()
 
-    async def complete(
-        self, ref: SessionRef, state: HotState, last: int | None
-    ) -> tuple[Recent, bool]:
+    async def complete(self, ref: SessionRef, state: HotState, need: Need) -> tuple[Recent, bool]:
         """Add what the archive has below the floor; ``state`` holds all that is hot.
 
         Also returns whether the session stood still meanwhile: a clear in between may have taken
@@ -128,11 +128,14 @@ class Warming:
         stands = session is not None and not session.deleted
         if not stands and not state.exists:
             filled = await self._fill(ref, state, session, older=[], pinned=[], to_start=True)
-            return hot_recent(state, last), filled is not None
+            return hot_recent(state, need), filled is not None
 
         pinned = await self._pinned(ref, state)
-        wanted = None if last is None else last + len(pinned)
-        older, to_start = await self._older(ref, state, wanted)
+        if need.tokens is not None:
+            older, to_start = await self._older_by_tokens(ref, state, need.tokens)
+        else:
+            wanted = None if need.last is None else need.last + len(pinned)
+            older, to_start = await self._older(ref, state, wanted)
         filled = await self._fill(
             ref, state, session, older=older, pinned=pinned, to_start=to_start
         )
@@ -141,9 +144,10 @@ class Warming:
             state,
             decode_messages(older),
             decode_messages(pinned),
-            last,
+            need,
             user_id=session.user_id if session else None,
             document=session.document if session and not state.known else b"",
+            summary=session.summary if session and not state.known else b"",
         )
         ttl = filled.ttl if filled else state.ttl
         return msgspec.structs.replace(recent, exists=True, ttl=ttl), filled is not None
@@ -165,6 +169,24 @@ class Warming:
             )
         texts.reverse()
         return texts, len(texts) < limit
+
+    async def _older_by_tokens(
+        self, ref: SessionRef, state: HotState, tokens: int
+    ) -> tuple[list[bytes], bool]:
+        """As ``_older``, page by page until there are so many tokens with what is hot."""
+        if state.floor == ZERO_ID:
+            return [], True
+        older: list[bytes] = []
+        left, before = tokens - tokens_in(state.messages), state.floor
+        while left > 0 and len(older) < BUFFER_MESSAGES_MAX:
+            query = PageQuery(limit=TOKENS_PAGE, descending=True, before=before)
+            texts = await self.archive.page(ref, query, above=state.cleared_through)
+            older += texts
+            if len(texts) < TOKENS_PAGE:
+                return older[::-1], True
+            left -= tokens_in(texts)
+            before = id_of(texts[-1])
+        return older[::-1], False
 
     async def _pinned(self, ref: SessionRef, state: HotState) -> list[bytes]:
         """All system and developer messages of the session."""

@@ -2,11 +2,13 @@
 --
 -- KEYS  7 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
 -- ARGV  9 user or ''   10 fingerprint   11 lifetime of the record, milliseconds   12 lease token
---       13 lease milliseconds   14 turn id   15 history needed, -1 for all
---       16 '1' when the session's own window decides before 15   17 '1' when what is hot will do
---       18 body   19 random bits
+--       13 lease milliseconds   14 turn id   15 history needed, -1 for all, -2 for all that is hot
+--       16 '1' when the session's own context decides before 15   17 '1' when what is hot will do
+--       18 tokens of the prompt without the session   19 token budget or ''
+--       20 '1' when the session's own budget decides before 19   21 body   22 random bits
 -- Reply {'begun', user message id, state} | {'replayed', result, answer id} | {'running'} | {'reused'}
 --       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
+--       | {'over', budget}
 -- The lease of a dead owner ends by itself; a failed or interrupted call is taken up again without a
 -- second user message, unless that one was cleared away.
 local now = milliseconds()
@@ -39,19 +41,22 @@ if ARGV[16] == '1' and head.want then need = tonumber(head.want) end
 local taken_up = record.message and head.known and head.exists
   and record.message > (head.cleared or ZERO)
 local complete = head.known and head.pinned and (head.floor == ZERO
-  or (head.floor and need >= 0 and not taken_up
-    and tonumber(head.held) >= need + tonumber(head.pinned)))
-local span = (taken_up or not head.pinned) and -1 or need
+  or (head.floor and not taken_up and (need == -2
+    or (need >= 0 and tonumber(head.held) >= need + tonumber(head.pinned)))))
+local span = (taken_up or not head.pinned or need == -2) and -1 or need
 if owner == 'cold' or not head.known or (not complete and ARGV[17] == '0') then
   return { 'cold', state(span) }
 end
 
+local budget = ARGV[20] == '1' and head.budget or ARGV[19]
+if budget ~= '' and tonumber(ARGV[18]) > tonumber(budget) then return { 'over', budget } end
+
 local before = state(span)
 local message = taken_up and record.message
 if not message then
-  if not has_room(1, #ARGV[18]) then return { 'full' } end
+  if not has_room(1, #ARGV[21]) then return { 'full' } end
   if not ARCHIVED and tonumber(head.held) + 1 > HELD_MAX then return { 'too_many' } end
-  message = say(18, 1)[1]
+  message = say(21, 1)[1]
 end
 set('lease', ARGV[12])
 set('lease_until', now + tonumber(ARGV[13]))

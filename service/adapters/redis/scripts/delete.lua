@@ -9,7 +9,7 @@ if not head.known then return { 'cold', state(0) } end
 if not head.exists then return { 'missing' } end
 if not has_room(1, 0) then return { 'full' } end
 forget_messages(accept('d', '', ARGV[9]))
-for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'ttl', 'born' }) do
+for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born' }) do
   set(field, '')
   head[field] = nil
 end

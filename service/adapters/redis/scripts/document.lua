@@ -2,7 +2,7 @@
 --
 -- ARGV  9 'create' or 'replace'   10 user or ''   11 document as seen (replace)   12 new document
 --       13 window that it asks for or ''   14 its lifetime in seconds or ''   15 random bits
---       16 fingerprint   17 lifetime of the record, milliseconds
+--       16 fingerprint   17 lifetime of the record, milliseconds   18 token budget that it sets or ''
 -- Reply {'done', id} | {'replayed', id} | {'reused'} | {'exists'} | {'missing'} | {'changed'}
 --       | {'cold', state} | {'full'}
 -- A repeated call changes nothing more.
@@ -23,7 +23,9 @@ if ARGV[10] ~= '' then set('user', ARGV[10]) end
 set('document', ARGV[12])
 set('want', ARGV[13])
 set('ttl', ARGV[14])
+set('budget', ARGV[18])
 if head.want == '' then head.want = nil end
+if head.budget == '' then head.budget = nil end
 if head.ttl == '' then head.ttl = nil end
 local id = accept('s', ARGV[12], ARGV[15])
 if creates then

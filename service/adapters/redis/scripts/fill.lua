@@ -7,7 +7,9 @@
 --       19 id of its last message
 --       20 new floor, or '' to leave the tail as it is
 --       21 count of pins, -1 when they were not looked up   22 count of messages
---       24... pins, then messages, oldest first
+--       24 token budget that its document sets or ''
+--       25 its summary or ''   26 last id that the summary covers or ''
+--       27... pins, then messages, oldest first
 -- Reply {'filled', remaining milliseconds, '' unless it exists, own lifetime or ''} | {'moved'}
 -- The epoch tells that the head is the same since, so every append since is in the tail above the
 -- floor; floor and count tell that nothing was trimmed or said. Then what is below the floor is as it
@@ -26,8 +28,13 @@ if not head.known then
       set('document', ARGV[13])
       if ARGV[14] ~= '' then set('want', ARGV[14]) end
       if ARGV[15] ~= '' then set('ttl', ARGV[15]) end
+      if ARGV[24] ~= '' then set('budget', ARGV[24]) end
     end
     if not head.active then set('active', ARGV[18]) end
+    if not head.summary and ARGV[26] ~= '' and ARGV[26] > (head.cleared or ZERO) then
+      set('summary', ARGV[25])
+      set('through', ARGV[26])
+    end
     if not head.last and ARGV[19] > (head.cleared or ZERO) then set('last', ARGV[19]) end
   end
   if not head.cleared and ARGV[17] ~= ZERO then set('cleared', ARGV[17]) end
@@ -35,7 +42,7 @@ end
 
 local pins, messages = tonumber(ARGV[21]), tonumber(ARGV[22])
 if ARGV[20] ~= '' then
-  local first = 24 + math.max(pins, 0)
+  local first = 27 + math.max(pins, 0)
   for place = messages, 1, -1 do redis.call('LPUSH', TAIL, ARGV[first + place - 1]) end
   set('held', tonumber(head.held) + messages)
   set('floor', ARGV[20])
@@ -44,7 +51,7 @@ if ARGV[20] ~= '' then
     set('pinned', '')
     head.pinned = nil
   else
-    for place = 1, pins do redis.call('RPUSH', PINS, ARGV[23 + place]) end
+    for place = 1, pins do redis.call('RPUSH', PINS, ARGV[26 + place]) end
     set('pinned', pins)
   end
 end

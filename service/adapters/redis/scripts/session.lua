@@ -24,7 +24,8 @@ local UNFILLED_MILLISECONDS = 60000
 
 local FIELDS = {
   'epoch', 'known', 'exists', 'user', 'document', 'born', 'floor', 'cleared', 'active', 'last',
-  'unflushed', 'held', 'pinned', 'ttl', 'want', 'lease', 'lease_until', 'turn',
+  'unflushed', 'held', 'pinned', 'ttl', 'want', 'lease', 'lease_until', 'turn', 'budget',
+  'summary', 'through',
 }
 
 local head = {}
@@ -118,7 +119,8 @@ local function accept(kind, body, random)
     stream_id = redis.call('XADD', JOURNAL, 'MAXLEN', '=', 0, '*', 'k', kind)
   end
   local id = identity(stream_id, tonumber(random))
-  set('active', id)
+  -- A summary is nobody's activity.
+  if kind ~= 'u' then set('active', id) end
   accepted_at = string.match(stream_id, '^%d+')
   return id
 end
@@ -214,9 +216,10 @@ local function forget_messages(cleared_through)
   set('floor', ZERO)
   set('held', 0)
   set('pinned', 0)
-  set('last', '')
-  set('lease', '')
-  head.last, head.lease = nil, nil
+  for _, field in ipairs({ 'last', 'lease', 'summary', 'through' }) do
+    set(field, '')
+    head[field] = nil
+  end
 end
 
 -- 'ok', 'not_owner', or 'cold' where only the archive knows the owner.

@@ -1,0 +1,184 @@
+"""Prompting: what of a session is shown to a model, and what it costs."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from service.domain.context import (
+    BUDGETED,
+    ContextTokens,
+    LeftOutReason,
+    Plan,
+    fitting,
+    whole_pairs,
+    window,
+)
+from service.domain.errors import ContextTooLarge
+from service.domain.messages import PINNED_ROLES, Message
+from service.domain.sessions import SessionRef
+from service.domain.summaries import Summary, summary_text
+from service.domain.tokens import REPLY_TOKENS, Tokenizer, message_tokens, text_tokens
+from service.ports import Recent, Tokenizers
+
+SUMMARY_TRIGGER: Final = 0.75
+"""Share of the room for history beyond which it is time to summarise."""
+SUMMARY_SHARE_MAX: Final = 0.5
+"""Share of a budget beyond which a summary, made under a larger one, is not shown."""
+
+ProfileText = Callable[[str, str], Awaitable[str | None]]
+"""The part of a prompt that shows a tenant's user's profile; None where there is none."""
+
+Offer = Callable[[SessionRef, Plan], None]
+"""Tells that a session's summary should be renewed; returns at once."""
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prompt has beside the session's messages, each a message of its own."""
+
+    instructions: str | None = None
+    profile: str | None = None
+    message: str | None = None
+    """The new message; None where none is said."""
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model is shown of a session."""
+
+    messages: tuple[Message, ...]
+    summary: Summary | None
+    tokens: ContextTokens
+    tokenizer: str
+    tokenizer_known: bool
+    reason: LeftOutReason | None
+    """Why messages that were read are not shown; None where all are."""
+    wants_summary: bool
+    """The history since the summary is about to outgrow the budget."""
+
+
+class Prompting:
+    """Selects by strategy and counts by the model's vocabulary."""
+
+    def __init__(self, tokenizers: Tokenizers) -> None:
+        self._tokenizers = tokenizers
+
+    async def cost(self, given: Given, model: str) -> int:
+        """Tokens of a prompt that shows nothing of the session."""
+        return _given_tokens(await self._tokenizers.of(model), given, None).total
+
+    async def shown(self, chosen: Plan, recent: Recent, given: Given, model: str) -> Shown:
+        """Raises ContextTooLarge where what is never left out exceeds the budget."""
+        tokenizer = await self._tokenizers.of(model)
+        summary = _usable(recent.summary, chosen, tokenizer)
+        fixed = _given_tokens(tokenizer, given, summary)
+        if chosen.strategy in BUDGETED and chosen.max_tokens is not None:
+            return _by_budget(chosen.max_tokens, recent, summary, fixed, tokenizer)
+
+        messages = window(chosen, recent.pinned, recent.messages)
+        history = sum(message_tokens(tokenizer, message) for message in messages)
+        return Shown(
+            messages=tuple(messages),
+            summary=None,
+            tokens=fixed.with_history(history),
+            tokenizer=tokenizer.vocabulary,
+            tokenizer_known=tokenizer.known,
+            reason=_why_less(recent, messages, chosen),
+            wants_summary=False,
+        )
+
+
+def wire_messages(shown: Shown, given: Given) -> list[dict[str, Any]]:
+    """The prompt in wire order: instructions, profile, summary, history, the new message."""
+    summary = summary_text(shown.summary) if shown.summary else None
+    system = (given.instructions, given.profile, summary)
+    wire = [{"role": "system", "content": text} for text in system if text is not None]
+    wire += (wire_message(message) for message in shown.messages)
+    if given.message is not None:
+        wire.append({"role": "user", "content": given.message})
+    return wire
+
+
+def wire_message(message: Message) -> dict[str, Any]:
+    """A stored message as a model's server takes it: nothing that is only ours."""
+    wire: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        wire["name"] = message.name
+    if message.tool_calls is not None:
+        wire["tool_calls"] = message.tool_calls
+    if message.tool_call_id is not None:
+        wire["tool_call_id"] = message.tool_call_id
+    return wire
+
+
+def _by_budget(
+    budget: int,
+    recent: Recent,
+    summary: Summary | None,
+    fixed: ContextTokens,
+    tokenizer: Tokenizer,
+) -> Shown:
+    cost = cost_of(tokenizer)
+    everything = whole_pairs([*recent.pinned, *recent.messages])
+    history = [m for m in everything if m.role in PINNED_ROLES or _is_after(m, summary)]
+    pinned = sum(cost(message) for message in history if message.role in PINNED_ROLES)
+    room = budget - fixed.total - pinned
+    if room < 0:
+        raise ContextTooLarge.over(-room, budget)
+
+    kept, used = fitting(history, room, cost)
+    spoken = sum(cost(message) for message in history if message.role not in PINNED_ROLES)
+    reason: LeftOutReason | None = None
+    if len(kept) < len(history):
+        reason = "tokens"
+    elif len(history) < len(everything):
+        reason = "summary"
+    elif len(everything) < len(recent.pinned) + len(recent.messages):
+        reason = "tool_calls"
+    return Shown(
+        messages=tuple(kept),
+        summary=summary,
+        tokens=fixed.with_history(pinned + used),
+        tokenizer=tokenizer.vocabulary,
+        tokenizer_known=tokenizer.known,
+        reason=reason,
+        wants_summary=spoken > room * SUMMARY_TRIGGER,
+    )
+
+
+def _usable(summary: Summary | None, chosen: Plan, tokenizer: Tokenizer) -> Summary | None:
+    if summary is None or chosen.strategy != "summary" or chosen.max_tokens is None:
+        return None
+    tokens = text_tokens(tokenizer, summary_text(summary))
+    return summary if tokens <= chosen.max_tokens * SUMMARY_SHARE_MAX else None
+
+
+def _given_tokens(tokenizer: Tokenizer, given: Given, summary: Summary | None) -> ContextTokens:
+    instructions = text_tokens(tokenizer, given.instructions)
+    profile = text_tokens(tokenizer, given.profile)
+    summed = text_tokens(tokenizer, summary_text(summary) if summary else None)
+    message = text_tokens(tokenizer, given.message)
+    return ContextTokens(
+        instructions=instructions,
+        profile=profile,
+        summary=summed,
+        history=0,
+        total=instructions + profile + summed + message + REPLY_TOKENS,
+    )
+
+
+def cost_of(tokenizer: Tokenizer) -> Callable[[Message], int]:
+    return lambda message: message_tokens(tokenizer, message)
+
+
+def _is_after(message: Message, summary: Summary | None) -> bool:
+    return summary is None or message.id > summary.through_id
+
+
+def _why_less(recent: Recent, shown: Sequence[Message], chosen: Plan) -> LeftOutReason | None:
+    read = len(recent.pinned) + len(recent.messages)
+    if chosen.last is not None:
+        spoken = sum(message.role not in PINNED_ROLES for message in recent.messages)
+        if spoken >= chosen.last:
+            # A full window: whether there is more, the session's count tells.
+            return "window"
+    return "tool_calls" if len(shown) < read else None
