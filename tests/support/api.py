@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import msgspec
@@ -63,3 +64,18 @@ async def api_client(
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType]  # Litestar's ASGI types
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield Client(http, recorder, readiness)
+
+
+def problem(response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+    """Checks that the answer is the problem, whole and well formed."""
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert (response.status_code, body["status"], body["code"]) == (status, status, code), body
+    assert body["trace_id"] == response.headers["x-request-id"]
+    assert body["type"] == f"urn:chat-memory:problem:{code}"
+    assert body["title"]
+    assert body["detail"]
+    assert response.headers["x-should-retry"] in {"true", "false"}
+    if field is not None:
+        assert [error["field"] for error in body["errors"]] == [field], body
+    return body

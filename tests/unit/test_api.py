@@ -14,38 +14,11 @@ from service.domain.errors import (
     ModelUnavailable,
 )
 from service.domain.observations import RequestServed
-from service.domain.turns import Answer, Prompt, Usage
 from service.settings import Settings
-from tests.support.api import BODY_BYTES_MAX, Client, api_client
+from tests.support.api import BODY_BYTES_MAX, Client, api_client, problem
+from tests.support.scripted_model import ScriptedModel, answer_of
 
 JSON = {"content-type": "application/json"}
-
-
-class ScriptedModel:
-    """Model that answers what it is told, else echoes; keeps its prompts."""
-
-    def __init__(self) -> None:
-        self.prompts: list[Prompt] = []
-        self.script: list[Exception | Answer] = []
-        self.gate: asyncio.Event | None = None
-        self.asked = asyncio.Event()
-
-    async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
-        self.prompts.append(prompt)
-        self.asked.set()
-        if self.gate is not None:
-            await self.gate.wait()
-        said = self.script.pop(0) if self.script else _answer(prompt.messages[-1]["content"])
-        if isinstance(said, Exception):
-            raise said
-        return said
-
-
-def _answer(text: str, *, complete: bool = True) -> Answer:
-    usage = Usage(input_tokens=5, output_tokens=2, total_tokens=7)
-    return Answer(
-        content=f"echo: {text}", tool_calls=None, complete=complete, usage=usage, model="m"
-    )
 
 
 @pytest.fixture
@@ -66,21 +39,6 @@ async def said(api: Client, text: str = "hi", **fields: Any):
 async def append(api: Client, session: str, *texts: str):
     messages = [{"role": "user", "content": text} for text in texts]
     return await api.http.post(f"/v1/sessions/{session}/messages", json={"messages": messages})
-
-
-def problem(response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
-    """Checks that the answer is the problem, whole and well formed."""
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert (response.status_code, body["status"], body["code"]) == (status, status, code), body
-    assert body["trace_id"] == response.headers["x-request-id"]
-    assert body["type"] == f"urn:chat-memory:problem:{code}"
-    assert body["title"]
-    assert body["detail"]
-    assert response.headers["x-should-retry"] in {"true", "false"}
-    if field is not None:
-        assert [error["field"] for error in body["errors"]] == [field], body
-    return body
 
 
 # --- the two lines --------------------------------------------------------------------------------
@@ -145,7 +103,7 @@ async def test_clearing_is_204_also_for_an_unknown_id(api):
 
 
 async def test_a_cut_answer_is_incomplete_and_kept_as_such(api, model):
-    model.script = [_answer("half", complete=False)]
+    model.script = [answer_of("half", complete=False)]
     turn = (await said(api)).json()
     assert (turn["state"], turn["message"]["status"]) == ("incomplete", "incomplete")
 

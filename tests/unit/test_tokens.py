@@ -25,7 +25,7 @@ ODD = [
     "<|endoftext|> and <|im_start|>system",
     "  \n\t \n  x",
     "don't DON'T we'LL",
-    "你好，世界。東京都の天気",
+    "你好。世界。東京都の天気",
     "안녕하세요 세계",
     "👨‍👩‍👧 e\u0301 \u200b \ufeff",
     "1234567890" * 20,
@@ -93,7 +93,7 @@ async def test_a_message_costs_what_is_said_called_and_named(vocabularies):
 
 async def test_a_stored_count_stands_for_its_own_vocabulary_only(vocabularies):
     wide, narrow = await vocabularies.of("gpt-4o"), await vocabularies.of("gpt-4")
-    text = "你好，世界。東京都の天気"
+    text = "你好。世界。東京都の天気"
     body = counted(narrow, MessageBody(role="user", content=text))
     assert (body.token_count, body.tokenizer) == (narrow.count(text), "cl100k_base")
     assert counted(wide, body).tokenizer is None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any, Final
 
 import splintr
@@ -83,5 +84,6 @@ def vocabulary_of(model: str) -> str | None:
     return next((found for start, found in VOCABULARIES if name.startswith(start)), None)
 
 
+@lru_cache(maxsize=LOADED_MAX)
 def _read(name: str) -> Any:
     return splintr.Tokenizer.from_pretrained(name)

@@ -1,0 +1,222 @@
+"""Context over HTTP: budgets, summaries, and what is told about them."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from service.core.summarizing import ATTEMPTS_MAX, INSTRUCTIONS
+from service.domain.errors import ModelError
+from service.domain.observations import SummaryEnded
+from service.domain.turns import Answer, Prompt
+from tests.support.api import Client, api_client, problem
+from tests.support.polling import eventually
+from tests.support.scripted_model import ScriptedModel, answer_of
+
+CONTEXT = "/v1/sessions/s/context"
+CHAT = "/v1/sessions/s/chat"
+
+
+class SummarizingModel(ScriptedModel):
+    """Keeps the prompts of summaries apart; answers them with their number, or fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.summaries: list[Prompt] = []
+        self.summaries_fail = False
+
+    async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
+        if prompt.messages[0]["content"] != INSTRUCTIONS:
+            return await super().answer(prompt, deadline_seconds=deadline_seconds)
+        self.summaries.append(prompt)
+        if self.summaries_fail:
+            raise ModelError("no")
+        return answer_of(f"summary {len(self.summaries)}")
+
+
+@pytest.fixture
+def model() -> SummarizingModel:
+    return SummarizingModel()
+
+
+@pytest.fixture
+async def api(model: SummarizingModel) -> AsyncGenerator[Client]:
+    async with api_client(model) as client:
+        yield client
+
+
+async def append(api: Client, *messages: tuple[str, str]) -> list[str]:
+    body = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    response = await api.http.post("/v1/sessions/s/messages", json=body)
+    assert response.status_code == 201, response.text
+    return [message["id"] for message in response.json()["messages"]]
+
+
+async def context(api: Client, **query: Any) -> dict[str, Any]:
+    response = await api.http.get(CONTEXT, params=query)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_messages_are_counted_when_they_are_stored(api):
+    await append(api, ("user", "hello world"), ("system", "hello"))
+    await api.http.post(CHAT, json={"message": "hello world"})
+    items = (await api.http.get("/v1/sessions/s/messages")).json()["items"]
+    # The answer says "echo: hello world".
+    assert [item["token_count"] for item in items] == [2, 1, 2, 4]
+    assert "tokenizer" not in items[0]
+
+
+async def test_the_context_tells_what_it_costs_and_what_is_left_out(api):
+    await append(api, ("system", "hello"), *(("user", "hello world") for _ in range(5)))
+    shown = await context(api, strategy="tokens", max_tokens=20)
+
+    # 3 for the answer, 1 + 4 for the system message, 2 + 4 for each other one.
+    assert [message["role"] for message in shown["messages"]] == ["system", "user", "user"]
+    assert shown["tokens"] == {
+        "instructions": 0,
+        "profile": 0,
+        "summary": 0,
+        "history": 17,
+        "total": 20,
+    }
+    assert shown["left_out"] == {"count": 3, "reason": "tokens"}
+    assert (shown["tokenizer"], shown["tokenizer_assumed"]) == ("o200k_base", True)
+    assert (shown["strategy"], shown["summary"]) == ("tokens", None)
+
+
+async def test_all_that_fits_leaves_nothing_out(api):
+    await append(api, *(("user", "hello world") for _ in range(5)))
+    for query in ({"max_tokens": 500}, {"strategy": "buffer"}, {"last": 5}):
+        shown = await context(api, **query)
+        assert shown["left_out"] == {"count": 0, "reason": None}
+        assert shown["tokens"]["total"] == 5 * 6 + 3
+
+
+async def test_a_turn_is_shown_what_fits_with_instructions_and_message(api, model):
+    await append(api, *(("user", "hello world") for _ in range(9)))
+    body = {
+        "message": "hello world",
+        "instructions": "hello world",
+        "context": {"strategy": "tokens", "max_tokens": 3 + 4 * 6},
+    }
+    turn = (await api.http.post(CHAT, json=body)).json()
+    assert [message["role"] for message in model.prompts[0].messages] == [
+        "system",
+        *("user", "user"),
+        "user",
+    ]
+    assert turn["context"] == {"strategy": "tokens", "messages": 2, "tokens": 27}
+
+
+async def test_a_message_over_the_budget_is_422_and_not_kept(api):
+    session = {"id": "s", "context": {"strategy": "tokens", "max_tokens": 16}}
+    await api.http.post("/v1/sessions", json=session)
+    refused = await api.http.post(CHAT, json={"message": "hello " * 20})
+    body = problem(refused, 422, "context_too_large", "max_tokens")
+    assert "tokens over the budget of 16" in body["detail"]
+    assert (await api.http.get("/v1/sessions/s")).json()["message_count"] == 0
+    assert (await api.http.post(CHAT, json={"message": "hi"})).status_code == 200
+
+
+async def test_system_messages_over_the_budget_are_422_and_the_session_stays_usable(api):
+    await append(api, ("system", "hello " * 50))
+    refused = await api.http.post(CHAT, json={"message": "hi", "context": {"max_tokens": 20}})
+    problem(refused, 422, "context_too_large", "max_tokens")
+    problem(await api.http.get(f"{CONTEXT}?max_tokens=20"), 422, "context_too_large", "max_tokens")
+    assert (await api.http.post(CHAT, json={"message": "hi"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "field"),
+    [
+        ("max_tokens=0", 422, "max_tokens"),
+        ("max_tokens=x", 400, "max_tokens"),
+        ("strategy=window&max_tokens=100", 422, "max_tokens"),
+        ("strategy=tokens&last=3", 422, "last"),
+        ("profile=maybe", 400, "profile"),
+    ],
+)
+async def test_a_bad_context_query_is_refused(api, query, status, field):
+    code = "invalid_request" if status == 400 else "invalid_value"
+    problem(await api.http.get(f"{CONTEXT}?{query}"), status, code, field)
+
+
+async def test_a_session_keeps_its_budget_and_loses_it_by_patch(api):
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 500, "profile": True}}
+    await api.http.post("/v1/sessions", json=session)
+    got = (await api.http.get("/v1/sessions/s")).json()
+    assert got["context"] == session["context"]
+    assert (await context(api))["strategy"] == "summary"
+
+    odd = await api.http.patch("/v1/sessions/s", json={"context": {"strategy": "window"}})
+    problem(odd, 422, "invalid_value", "context.max_tokens")
+    change = {"context": {"strategy": "window", "max_tokens": None, "last": 2}}
+    assert (await api.http.patch("/v1/sessions/s", json=change)).status_code == 200
+    assert (await context(api))["strategy"] == "window"
+
+
+async def chat_until_summarised(api: Client, model: SummarizingModel) -> dict[str, Any]:
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 200}}
+    await api.http.post("/v1/sessions", json=session)
+    for number in range(8):
+        message = f"message {number} " + "hello " * 10
+        response = await api.http.post(CHAT, json={"message": message})
+        assert response.status_code == 200
+
+    async def summarised():
+        return (await context(api))["summary"]
+
+    return await eventually(summarised, within_seconds=5)
+
+
+async def test_a_long_conversation_is_summarised_beside_its_turns(api, model):
+    summary = await chat_until_summarised(api, model)
+    items = (await api.http.get("/v1/sessions/s/messages")).json()["items"]
+    ids = [item["id"] for item in items]
+    assert len(ids) == 16
+    assert summary["from_id"] == ids[0]
+    covered = ids.index(summary["through_id"]) + 1
+    assert 0 < covered < 16
+
+    shown = await context(api)
+    assert [message["id"] for message in shown["messages"]] == ids[covered:]
+    assert shown["left_out"]["count"] == covered
+    assert shown["tokens"]["summary"] > 0
+    assert shown["tokens"]["total"] <= 200
+
+    await api.http.post(CHAT, json={"message": "and now?"})
+    prompt = model.prompts[-1].messages
+    assert "echo: summary" in prompt[0]["content"] or "summary" in prompt[0]["content"]
+    assert prompt[0]["role"] == "system"
+    asked = model.summaries[0].messages[1]["content"]
+    assert "user: message 0" in asked
+    assert "(nothing yet)" in asked
+
+
+async def test_a_later_summary_is_made_of_the_one_before(api, model):
+    await chat_until_summarised(api, model)
+    made = len(model.summaries)
+    for number in range(8):
+        await api.http.post(CHAT, json={"message": f"later {number} " + "hello " * 10})
+    await eventually(lambda: len(model.summaries) > made, within_seconds=5)
+    assert "summary" in model.summaries[made].messages[1]["content"].split("</summary>")[0]
+    assert "message 0" not in model.summaries[made].messages[1]["content"]
+
+
+async def test_a_summary_that_fails_again_and_again_is_given_up(api, model):
+    model.summaries_fail = True
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 100}}
+    await api.http.post("/v1/sessions", json=session)
+    await append(api, *(("user", "hello " * 15) for _ in range(9)))
+
+    def failures() -> int:
+        return [ended.outcome for ended in api.recorder.of(SummaryEnded)].count("failed")
+
+    for number in range(1, ATTEMPTS_MAX + 1):
+        await context(api)
+        await eventually(lambda number=number: failures() == number, within_seconds=5)
+    for _ in range(3):
+        turn = await api.http.post(CHAT, json={"message": "hi"})
+        assert turn.status_code == 200
+    assert len(model.summaries) == ATTEMPTS_MAX
