@@ -6,6 +6,7 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ControllerRouterHandler
 
 from service.api.conversations import SessionChat, TwoLines
@@ -30,7 +31,17 @@ def create_app(
     use_cases: UseCases, readiness: Readiness, settings: ApiSettings, observer: Observer
 ) -> ASGIApp:
     """The application as a server runs it."""
-    return Edge(create_routes(use_cases, readiness, settings), observer, logs_access=True)
+    routes = create_routes(use_cases, readiness, settings)
+    return Edge(routes, observer, logs_access=True, methods=methods_by_path(routes))
+
+
+def methods_by_path(routes: Litestar) -> dict[str, str]:
+    """What OPTIONS allows. Litestar's own answer has the methods of one handler of a path."""
+    methods: dict[str, set[str]] = {}
+    for route in routes.routes:
+        if isinstance(route, HTTPRoute):
+            methods.setdefault(route.path_format, set()).update(route.methods)
+    return {path: ", ".join(sorted(names)) for path, names in methods.items()}
 
 
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:

@@ -1,14 +1,15 @@
 """The two-line interface, and chat on a session."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from litestar import Controller, Response, delete, get, post
-from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from service.api.bodies import ChatBody, ChatFields, TwoLineChatBody
 from service.api.documentation import CHAT_PROBLEMS, WRITE_PROBLEMS, problems
 from service.api.middleware import TURN
-from service.api.requests import IDEMPOTENCY_KEY, once, session_ref
+from service.api.parameters import Consistency, Key
+from service.api.requests import once, session_ref
 from service.api.use_cases import Injected, UseCases
 from service.api.views import HistoryMessageView, HistoryView, TurnView, view_turn
 from service.core.chat_request import ChatRequest
@@ -18,21 +19,6 @@ from service.domain.ids import check_id
 from service.domain.sessions import DEFAULT_TENANT, SessionRef
 
 HISTORY_LIMIT_DEFAULT = 200
-
-Key = Annotated[
-    str | None,
-    HeaderParameter(
-        name=IDEMPOTENCY_KEY,
-        description="Calls with the same key and body are one call; kept for a day.",
-    ),
-]
-
-Consistency = Annotated[
-    Literal["session", "archive"],
-    QueryParameter(
-        description="archive: what PostgreSQL has, which may lag, also while Redis is away."
-    ),
-]
 
 
 class TwoLines(Controller):

@@ -15,7 +15,7 @@ from service.api.bodies import (
 )
 from service.api.problems import PROBLEM_MEDIA_TYPE
 from service.api.requests import IDEMPOTENCY_KEY
-from service.core.recall import PAGE_LIMIT_MAX
+from service.core.recall import PAGE_LIMIT_MAX, WAIT_SECONDS_MAX
 from service.domain.context import BUDGET_TOKENS_MAX, BUDGET_TOKENS_MIN, WINDOW_LAST_MAX
 from service.domain.ids import ID_BYTES_MAX
 
@@ -28,6 +28,9 @@ PARAMETER_LIMITS: Final[dict[str, dict[str, Any]]] = {
     "limit": {"minimum": 1, "maximum": PAGE_LIMIT_MAX},
     "last": {"minimum": 1, "maximum": WINDOW_LAST_MAX},
     "max_tokens": {"minimum": BUDGET_TOKENS_MIN, "maximum": BUDGET_TOKENS_MAX},
+    "from": {"format": "date-time"},
+    "to": {"format": "date-time"},
+    "timeout_seconds": {"minimum": 0, "maximum": WAIT_SECONDS_MAX},
     IDEMPOTENCY_KEY: {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 """Told here and enforced by the domain: as limits of Litestar's they would be 400, not 422."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -53,8 +54,16 @@ class Edge:
     here is on the raw path; a handler decodes its parameters once.
     """
 
-    def __init__(self, app: ASGIApp, observer: Observer, *, logs_access: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        observer: Observer,
+        *,
+        logs_access: bool,
+        methods: Mapping[str, str] | None = None,
+    ) -> None:
         self._app = app
+        self._methods = methods or {}
         self._observer = observer
         self._logs_access = logs_access
 
@@ -87,6 +96,7 @@ class Edge:
                     *message["headers"],
                     *(pair for pair in own if pair[0] not in given),
                 ]
+                self._correct_allow(scope, message)
             await send(message)
 
         try:
@@ -99,6 +109,12 @@ class Edge:
                 await note(message)
         finally:
             self._note(scope, status, time.perf_counter() - started)
+
+    def _correct_allow(self, scope: Any, message: Any) -> None:
+        allowed = self._methods.get(scope.get("path_template", ""))
+        if scope["method"] == "OPTIONS" and allowed is not None:
+            rest = [pair for pair in message["headers"] if pair[0].lower() != b"allow"]
+            message["headers"] = [*rest, (b"allow", allowed.encode())]
 
     def _note(self, scope: Any, status: int, seconds: float) -> None:
         # Litestar leaves the route's template behind; a path itself may name people.

@@ -3,7 +3,6 @@
 import hashlib
 import uuid
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,10 +10,10 @@ from litestar import Controller, Response, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from service.api.bodies import AppendBody, SessionBody, SessionPatchBody
-from service.api.conversations import Consistency, Key
 from service.api.documentation import CREATE_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
+from service.api.parameters import Consistency, Cursor, FromTime, Key, Limit, ToTime
 from service.api.problems import misfit
-from service.api.requests import once, session_ref
+from service.api.requests import once, session_ref, time_of_query
 from service.api.use_cases import Injected, UseCases
 from service.api.views import (
     AppendedMessageView,
@@ -27,7 +26,7 @@ from service.api.views import (
     view_message,
     view_session,
 )
-from service.core.recall import between
+from service.core.recall import between, check_wait
 from service.domain.context import ContextOptions, Strategy
 from service.domain.errors import Overloaded, SessionExists
 from service.domain.ids import MessageId, id_time, parse_message_id
@@ -38,9 +37,6 @@ from service.ports import Create, Once, PageQuery, SessionQuery
 PAGE_LIMIT_DEFAULT = 50
 MADE_IDS_MAX = 100
 WAIT_SECONDS_DEFAULT = 5.0
-
-Limit = Annotated[int, QueryParameter(description="1 to 1000.")]
-Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
 
 
 class Sessions(Controller):
@@ -102,6 +98,7 @@ class Sessions(Controller):
 
         `wait=archived` answers when `archived_through` is `last_id`, or at the time-out (0 to 15).
         """
+        check_wait(timeout_seconds)
         seconds = timeout_seconds if wait else 0
         return _view(await use_cases.recall.session(session_ref(session_id), wait_seconds=seconds))
 
@@ -191,13 +188,8 @@ class Messages(Controller):
         before: Annotated[str | None, QueryParameter(description="Exclusive message id.")] = None,
         after: Annotated[str | None, QueryParameter(description="Exclusive message id.")] = None,
         role: FromQuery[Role | None] = None,
-        from_time: Annotated[
-            datetime | None,
-            QueryParameter(name="from", description="Inclusive time of acceptance."),
-        ] = None,
-        to_time: Annotated[
-            datetime | None, QueryParameter(name="to", description="Exclusive time of acceptance.")
-        ] = None,
+        from_time: FromTime = None,
+        to_time: ToTime = None,
         consistency: Consistency = "session",
     ) -> MessagesView:
         """In the order of acceptance. `next_cursor` goes into `after` (asc) or `before` (desc)."""
@@ -210,7 +202,8 @@ class Messages(Controller):
             role=role,
             archive_only=consistency == "archive",
         )
-        page = await use_cases.recall.page(ref, between(query, from_time, to_time))
+        start, end = time_of_query(from_time, "from"), time_of_query(to_time, "to")
+        page = await use_cases.recall.page(ref, between(query, start, end))
         return MessagesView(
             items=[view_message(message, ref.session_id) for message in page.items],
             next_cursor=page.next_cursor,

@@ -143,8 +143,7 @@ class Recall:
     async def session(self, ref: SessionRef, *, wait_seconds: float = 0) -> Session:
         """Waits until all its messages are archived, or so long. Raises SessionNotFound."""
         check_session(ref)
-        if not 0 <= wait_seconds <= WAIT_SECONDS_MAX:
-            raise InvalidValue.of("timeout_seconds", f"must be 0 to {WAIT_SECONDS_MAX:g}")
+        check_wait(wait_seconds)
         return await self._sessions.get(ref, wait_seconds=wait_seconds)
 
     async def sessions(self, query: SessionQuery) -> SessionsPage:
@@ -166,6 +165,12 @@ def _beyond(chosen: Plan) -> LeftOutReason:
 def check_limit(limit: int) -> None:
     if not 1 <= limit <= PAGE_LIMIT_MAX:
         raise InvalidValue.of("limit", f"must be 1 to {PAGE_LIMIT_MAX}")
+
+
+def check_wait(seconds: float) -> None:
+    """Raises InvalidValue, also for what is no number."""
+    if not 0 <= seconds <= WAIT_SECONDS_MAX:
+        raise InvalidValue.of("timeout_seconds", f"must be 0 to {WAIT_SECONDS_MAX:g}")
 
 
 def between(query: PageQuery, start: datetime | None, end: datetime | None) -> PageQuery:

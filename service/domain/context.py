@@ -180,18 +180,20 @@ def fitting(
 
 
 def whole_pairs(messages: Sequence[Message]) -> list[Message]:
-    """Drop tool results without their call and calls without all of their results."""
-    answered = {m.tool_call_id for m in messages if m.role == "tool"}
-    open_calls: set[str] = set()
-    whole: list[Message] = []
-    for message in messages:
+    """Drop tool results without their call and calls without all of their results.
+
+    A result belongs to the nearest call of its id before it: ids are used again by some models.
+    """
+    kept: set[int] = set()
+    results: dict[str | None, list[int]] = {}
+    for place in range(len(messages) - 1, -1, -1):
+        message = messages[place]
         if message.role == "tool":
-            if message.tool_call_id in open_calls:
-                whole.append(message)
+            results.setdefault(message.tool_call_id, []).append(place)
             continue
         calls = {str(call.get("id")) for call in message.tool_calls or ()}
-        if calls and not calls <= answered:
-            continue
-        open_calls |= calls
-        whole.append(message)
-    return whole
+        answers = [results.pop(name, []) for name in calls]
+        if all(answers):
+            kept.add(place)
+            kept.update(place for places in answers for place in places)
+    return [message for place, message in enumerate(messages) if place in kept]

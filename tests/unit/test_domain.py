@@ -175,6 +175,13 @@ def test_an_unanswered_call_is_not_shown():
     assert shown(None, call(2, "a", "b"), result(3, "a"), spoken(4)) == ["4"]
 
 
+def test_a_result_belongs_to_the_nearest_call_before_it():
+    assert shown(None, result(1, "a"), call(2, "a"), spoken(3)) == ["3"]
+    again = (call(1, "a"), result(2, "a"), call(3, "a"), spoken(4))
+    assert shown(None, *again) == ["1", "2", "4"]
+    assert shown(None, *again, result(5, "a")) == ["1", "2", "3", "4", "5"]
+
+
 @given(st.lists(st.sampled_from(["user", "call", "result", "system"]), max_size=20), st.data())
 def test_every_shown_window_has_whole_pairs_only(kinds, data):
     messages = []
