@@ -17,10 +17,12 @@ from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
 from service.domain.messages import Message, Role
 from service.domain.observations import Observation
+from service.domain.profiles import Profile
 from service.domain.sessions import Session, SessionDocument, SessionRef
 from service.domain.summaries import Summary
 from service.domain.tokens import Tokenizer
 from service.domain.turns import Answer, Prompt
+from service.domain.words import WordQuery
 
 Wanted = Literal["journaled", "fsynced", "archived"]
 """What a caller waits for: the hot memory and its journal (as durable as its append-only file),
@@ -206,6 +208,79 @@ class Sessions(Protocol):
 
     async def delete(self, ref: SessionRef) -> None:
         """Forget the session and its messages; cancels a running turn. Raises SessionNotFound."""
+        ...
+
+
+class SearchQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Messages of a tenant, newest first, between two exclusive ids."""
+
+    tenant: str
+    limit: int
+    words: WordQuery | None = None
+    user_id: str | None = None
+    session_id: str | None = None
+    role: Role | None = None
+    after: MessageId | None = None
+    before: MessageId | None = None
+
+
+class FoundMessage(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: str
+    message: Message
+
+
+class Search(Protocol):
+    """Looking through all sessions of a tenant, in the archive."""
+
+    async def find(self, query: SearchQuery) -> list[FoundMessage]:
+        """At most ``limit``, newest first, whose lexemes are those of the query.
+
+        Its runs are the caller's to look for. Raises ArchiveUnavailable.
+        """
+        ...
+
+    async def archived_through(self) -> MessageId | None:
+        """A bound: what was accepted up to it is found from now on; None where nobody knows."""
+        ...
+
+
+class Profiles(Protocol):
+    """The profiles of a tenant's users."""
+
+    async def get(self, tenant: str, user_id: str) -> Profile | None: ...
+
+    async def replace(
+        self, tenant: str, user_id: str, old: str | None, new: Profile | None
+    ) -> bool:
+        """Put ``new`` in the place of the version ``old``; None for no profile.
+
+        False, and nothing done, when another one stands there by now.
+        """
+        ...
+
+
+class ProfileCopy(msgspec.Struct, frozen=True, kw_only=True):
+    """Held: ``profile`` is what the archive has. Marked: somebody is writing. Empty: unknown."""
+
+    state: Literal["held", "marked", "empty"]
+    profile: Profile | None = None
+
+
+class HotProfiles(Protocol):
+    """Copies of archived profiles."""
+
+    async def get(self, tenant: str, user_id: str) -> ProfileCopy: ...
+
+    async def fill(self, tenant: str, user_id: str, profile: Profile | None) -> None:
+        """Only where the place is empty."""
+        ...
+
+    async def mark(self, tenant: str, user_id: str, token: str) -> None:
+        """Before a write; the mark ends by itself, after any call of the archive has."""
+        ...
+
+    async def settle(self, tenant: str, user_id: str, token: str, profile: Profile | None) -> None:
+        """After a write, only where one's own mark stands."""
         ...
 
 

@@ -92,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     summary_deadline_seconds: Seconds = 60.0
 
     message_bytes_max: Annotated[int, Meta(ge=1, le=16 * MIB)] = 256 * KIB
+    profile_bytes_max: Annotated[int, Meta(ge=64, le=4 * MIB)] = 64 * KIB
     body_bytes_max: Annotated[int, Meta(ge=1, le=256 * MIB)] = 8 * MIB
 
     shutdown_grace_seconds: Seconds = 25.0

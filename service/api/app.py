@@ -20,8 +20,10 @@ from service.api.health import live, ready
 from service.api.middleware import Deadline, Edge
 from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
 from service.api.requests import StrictRequest, refuse_unknown_parameters
+from service.api.search import Search
 from service.api.sessions import Messages, Sessions
 from service.api.use_cases import ApiSettings, UseCases
+from service.api.users import Users
 from service.core.readiness import Readiness
 from service.domain.errors import ChatMemoryError
 from service.ports import Observer
@@ -46,7 +48,10 @@ def methods_by_path(routes: Litestar) -> dict[str, str]:
 
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
     """The application without its edge."""
-    routes: list[ControllerRouterHandler] = [TwoLines, SessionChat, Sessions, Messages, live, ready]
+    routes: list[ControllerRouterHandler] = [
+        *(TwoLines, SessionChat, Sessions, Messages, Search, Users),
+        *(live, ready),
+    ]
     common: dict[str, Any] = {
         "dependencies": {
             "use_cases": Provide(lambda: use_cases, sync_to_thread=False, use_cache=True),

@@ -15,11 +15,16 @@ from service.api.bodies import (
 )
 from service.api.problems import PROBLEM_MEDIA_TYPE
 from service.api.requests import IDEMPOTENCY_KEY
+from service.api.user_bodies import ProfileBody, ProfilePatchBody
 from service.core.recall import PAGE_LIMIT_MAX, WAIT_SECONDS_MAX
 from service.domain.context import BUDGET_TOKENS_MAX, BUDGET_TOKENS_MIN, WINDOW_LAST_MAX
 from service.domain.ids import ID_BYTES_MAX
+from service.domain.words import QUERY_CHARACTERS_MAX
 
-REQUEST_BODIES: Final = (TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody)
+REQUEST_BODIES: Final = (
+    *(TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody),
+    *(ProfileBody, ProfilePatchBody),
+)
 
 _ID: Final = {"minLength": 1, "maxLength": ID_BYTES_MAX}
 PARAMETER_LIMITS: Final[dict[str, dict[str, Any]]] = {
@@ -28,6 +33,7 @@ PARAMETER_LIMITS: Final[dict[str, dict[str, Any]]] = {
     "limit": {"minimum": 1, "maximum": PAGE_LIMIT_MAX},
     "last": {"minimum": 1, "maximum": WINDOW_LAST_MAX},
     "max_tokens": {"minimum": BUDGET_TOKENS_MIN, "maximum": BUDGET_TOKENS_MAX},
+    "q": {"minLength": 1, "maxLength": QUERY_CHARACTERS_MAX},
     "from": {"format": "date-time"},
     "to": {"format": "date-time"},
     "timeout_seconds": {"minimum": 0, "maximum": WAIT_SECONDS_MAX},
@@ -54,6 +60,8 @@ def openapi_document(described: Litestar) -> dict[str, Any]:
         for status, response in operation["responses"].items():
             is_problem = PROBLEM_MEDIA_TYPE in response.get("content", {})
             response["headers"] = _headers(status, keyed=keyed, is_problem=is_problem)
+            if "profile" in operation["operationId"] and not is_problem and status != "204":
+                response["headers"]["ETag"] = _header("Names this version of the profile.")
     return document
 
 
@@ -68,8 +76,10 @@ def _describe_patch(document: dict[str, Any]) -> None:
     for name in fields:
         # No default: what is absent stays as it is.
         fields[name] = {key: value for key, value in known[name].items() if key != "default"}
-    content = document["paths"]["/v1/sessions/{session_id}"]["patch"]["requestBody"]["content"]
-    content["application/merge-patch+json"] = content["application/json"]
+    for path in document["paths"].values():
+        if "patch" in path:
+            content = path["patch"]["requestBody"]["content"]
+            content["application/merge-patch+json"] = content["application/json"]
 
 
 def _headers(status: str, *, keyed: bool, is_problem: bool) -> dict[str, Any]:

@@ -24,6 +24,10 @@ Consistency = Annotated[
 Limit = Annotated[int, QueryParameter(description="1 to 1000.")]
 Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
 
+WordsParameter = Annotated[
+    str | None, QueryParameter(name="q", description="Words that a message must have, all of them.")
+]
+
 FromTime = Annotated[
     str | None, QueryParameter(name="from", description="RFC 3339, inclusive: time of acceptance.")
 ]

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from litestar import Request
 from litestar.handlers import BaseRouteHandler
+from litestar.params import HeaderParameter, PathParameter
 
 from service.api.problems import UnsupportedMediaType, misfit
 from service.domain.errors import FieldError, InvalidRequest, InvalidValue
@@ -19,9 +20,7 @@ from service.ports import Once
 JSON_MEDIA_TYPES: Final = frozenset({"application/json"})
 PATCH_MEDIA_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-NOT_IN_QUERIES: Final = frozenset(
-    {"use_cases", "readiness", "data", "session_id", "name", IDEMPOTENCY_KEY, "return"}
-)
+NOT_IN_QUERIES: Final = frozenset({"use_cases", "readiness", "data", "return"})
 """Parameters of handlers that come from elsewhere."""
 
 EXACT_INTEGER_MAX: Final = 2**53
@@ -129,11 +128,15 @@ def _decoded(text: bytes) -> str | None:
 @cache
 def _parameters(handler: BaseRouteHandler) -> frozenset[str]:
     hints = get_type_hints(handler.fn, include_extras=True)
-    return frozenset(_query_name(name, hint) for name, hint in hints.items()) - NOT_IN_QUERIES
+    names = (_query_name(name, hint) for name, hint in hints.items())
+    return frozenset(name for name in names if name is not None) - NOT_IN_QUERIES
 
 
-def _query_name(name: str, hint: Any) -> str:
+def _query_name(name: str, hint: Any) -> str | None:
+    """None for a parameter of the path or a header."""
     for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, PathParameter | HeaderParameter):
+            return None
         if given := getattr(extra, "name", None):
             return str(given)
     return name

@@ -4,15 +4,19 @@ import msgspec
 from litestar.di import NamedDependency
 
 from service.core.chat import Chat
+from service.core.profiles import UserProfiles
 from service.core.readiness import Readiness
 from service.core.recall import Recall
 from service.core.recording import Recording
+from service.core.searching import Searching
 
 
 class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     recording: Recording
     recall: Recall
     chat: Chat
+    searching: Searching
+    profiles: UserProfiles
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,13 @@ class MessagesView(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+class FoundView(msgspec.Struct, frozen=True, kw_only=True):
+    items: list[MessageView]
+    next_cursor: MessageId | None
+    archived_through: MessageId | None
+    """What was accepted up to it was looked through; null where nobody knows."""
+
+
 class AppendedMessageView(msgspec.Struct, frozen=True, kw_only=True):
     id: MessageId
     created_at: datetime

@@ -53,12 +53,17 @@ def redis_door(
 
 
 def postgres_door(
-    settings: Settings, stack: AsyncExitStack, observer: Observer, *, name: str
+    settings: Settings,
+    stack: AsyncExitStack,
+    observer: Observer,
+    *,
+    name: str,
+    connections: int | None = None,
 ) -> PostgresDoor:
     door = PostgresDoor(
         settings.database_url or "",
         ArchiveLimits(
-            connections=settings.database_pool_size,
+            connections=connections or settings.database_pool_size,
             call_seconds=settings.database_timeout_seconds,
             connect_seconds=settings.database_connect_timeout_seconds,
             statement_cache=settings.database_statement_cache,

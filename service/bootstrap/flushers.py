@@ -6,15 +6,32 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
+from service.adapters.postgres.word_index import WordIndex
 from service.adapters.postgres.writer import PostgresArchiveWriter
 from service.adapters.redis.journal import RedisJournal, RedisShardLeases
 from service.bootstrap.connections import postgres_door, redis_door, session_arguments
+from service.core.background import Looper
 from service.core.flushing import Flusher, FlushSettings, ShardOwnership
 from service.ports import Clock, Observer
 from service.settings import Settings
 
 DRAIN_SHARE: Final = 0.25
 """Part of the grace time that is left for the last flush."""
+WORD_INDEX_PAUSE_SECONDS: Final = 0.2
+"""Between merges of new words into their index."""
+
+
+@asynccontextmanager
+async def open_word_index(settings: Settings, observer: Observer) -> AsyncGenerator[Looper]:
+    """What merges new words into their index, on a connection of its own; not started."""
+    async with AsyncExitStack() as stack:
+        door = postgres_door(settings, stack, observer, name="word-index", connections=1)
+        yield Looper(
+            "word-index",
+            WordIndex(door).merge,
+            pause_seconds=WORD_INDEX_PAUSE_SECONDS,
+            observer=observer,
+        )
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from service.api.server import Listener, ServiceServer
 from service.api.use_cases import ApiSettings
 from service.bootstrap.ambient import Observers, SystemClock
 from service.bootstrap.connections import migrations_directory
-from service.bootstrap.flushers import open_flusher
+from service.bootstrap.flushers import open_flusher, open_word_index
 from service.bootstrap.stores import Store, open_store
 from service.bootstrap.use_cases import open_use_cases
 from service.core.background import Component, LoopLag
@@ -167,7 +167,8 @@ async def _flusher_components(
         pause_seconds=WATCH_PAUSE_SECONDS,
         observer=observer,
     )
-    return [flusher, watch]
+    word_index = await stack.enter_async_context(open_word_index(settings, observer))
+    return [flusher, watch, word_index]
 
 
 @asynccontextmanager

@@ -6,17 +6,25 @@ from typing import Final
 
 import msgspec
 
+from service.adapters.memory.profiles import MemoryProfiles
+from service.adapters.memory.search import MemorySearch
 from service.adapters.memory.store import MemoryStore
 from service.adapters.memory.transcripts import MemorySessions, MemoryTranscripts
 from service.adapters.memory.turns import MemoryTurns
 from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.calls import PostgresSweeper
+from service.adapters.postgres.door import PostgresDoor
+from service.adapters.postgres.profiles import PostgresProfiles
+from service.adapters.postgres.search import PostgresSearch
 from service.adapters.postgres.sessions import PostgresSessions
 from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
+from service.adapters.redis.client import RedisDoor
 from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.health import RedisProbe
 from service.adapters.redis.journal import RedisJournal
+from service.adapters.redis.keys import Keys
+from service.adapters.redis.profiles import RedisProfileCopies, RedisProfiles
 from service.adapters.redis.sessions import RedisSessions
 from service.adapters.redis.transcripts import RedisTranscripts
 from service.adapters.redis.turns import RedisTurns
@@ -29,15 +37,19 @@ from service.bootstrap.connections import (
 from service.core.background import Component, Looper
 from service.core.readiness import Dependency
 from service.core.tiered.archiving import ArchiveWaits
+from service.core.tiered.profiles import TieredProfiles
+from service.core.tiered.search import TieredSearch
 from service.core.tiered.sessions import TieredSessions
 from service.core.tiered.transcripts import TieredTranscripts
 from service.core.tiered.turns import TieredTurns
 from service.core.tiered.warming import Warming
-from service.ports import Archive, Clock, Journal, Observer, Sessions, Transcripts, Turns
+from service.ports import Clock, Journal, Observer, Profiles, Search, Sessions, Transcripts, Turns
 from service.settings import Settings
 
 DRAIN_SHARE: Final = 0.25
 """Part of the grace time that is left for the last flush."""
+MARK_CALLS: Final = 3
+"""How many calls of PostgreSQL, one after another, a profile's mark outlives."""
 SWEEP_PAUSE_SECONDS: Final = 10.0
 """Between removals of expired call records and leases."""
 
@@ -52,6 +64,9 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     transcripts: Transcripts
     sessions: Sessions
     turns: Turns
+    profiles: Profiles
+    search: Search | None = None
+    """None where there is no archive."""
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
@@ -72,12 +87,26 @@ async def open_store(
             case "postgres":
                 yield _postgres_store(settings, stack, clock, observer)
             case "redis":
-                yield _redis_store(settings, stack, observer, archive=None)
+                yield _redis_store(settings, stack, clock, observer, postgres=None)
             case "hybrid":
                 door = postgres_door(settings, stack, observer, name="api")
-                store = _redis_store(settings, stack, observer, archive=PostgresArchive(door))
+                store = _redis_store(settings, stack, clock, observer, postgres=door)
                 away = postgres_dependencies(door, required=False)
                 yield msgspec.structs.replace(store, dependencies=(*store.dependencies, *away))
+
+
+def _profiles(
+    settings: Settings, redis: RedisDoor, keys: Keys, postgres: PostgresDoor | None
+) -> Profiles:
+    if postgres is None:
+        return RedisProfiles(redis, keys)
+    copies = RedisProfileCopies(
+        redis,
+        keys,
+        ttl_seconds=settings.session_ttl_seconds,
+        mark_seconds=MARK_CALLS * settings.database_timeout_seconds,
+    )
+    return TieredProfiles(PostgresProfiles(postgres), copies)
 
 
 def _memory_store(settings: Settings, clock: Clock) -> Store:
@@ -90,6 +119,8 @@ def _memory_store(settings: Settings, clock: Clock) -> Store:
         transcripts=MemoryTranscripts(store),
         sessions=MemorySessions(store),
         turns=MemoryTurns(store),
+        profiles=MemoryProfiles(),
+        search=MemorySearch(store),
     )
 
 
@@ -108,6 +139,8 @@ def _postgres_store(
             once_seconds=settings.idempotency_ttl_seconds,
             lease_seconds=settings.turn_lease_seconds,
         ),
+        profiles=PostgresProfiles(door),
+        search=PostgresSearch(door, clock),
         dependencies=postgres_dependencies(door, required=True),
         components=(
             Looper(
@@ -121,9 +154,15 @@ def _postgres_store(
 
 
 def _redis_store(
-    settings: Settings, stack: AsyncExitStack, observer: Observer, archive: Archive | None
+    settings: Settings,
+    stack: AsyncExitStack,
+    clock: Clock,
+    observer: Observer,
+    *,
+    postgres: PostgresDoor | None,
 ) -> Store:
     """The hot memory in front of an archive, or of none."""
+    archive = PostgresArchive(postgres) if postgres else None
     arguments = session_arguments(settings, archived=archive is not None)
     door, layout = redis_door(settings, stack, archived=archive is not None)
     once_seconds = settings.idempotency_ttl_seconds
@@ -139,11 +178,9 @@ def _redis_store(
         lease_seconds=settings.turn_lease_seconds,
     )
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
-    waits = (
-        ArchiveWaits(journal, archive, seconds=settings.archive_wait_seconds)
-        if journal and archive
-        else None
-    )
+    waits = None
+    if journal and archive:
+        waits = ArchiveWaits(journal, archive, seconds=settings.archive_wait_seconds)
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
     return Store(
         transcripts=TieredTranscripts(transcripts, warming, waits, observer),
@@ -155,6 +192,12 @@ def _redis_store(
             waits,
         ),
         turns=TieredTurns(turns, warming, waits),
+        profiles=_profiles(settings, door, arguments.keys, postgres),
+        search=(
+            TieredSearch(PostgresSearch(postgres, clock), journal, shards=settings.journal_shards)
+            if postgres and journal
+            else None
+        ),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=journal,
         check=layout.verify,

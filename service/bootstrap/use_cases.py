@@ -10,9 +10,11 @@ from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
 from service.core.chat import Chat, ChatSettings
 from service.core.counting import Counting
+from service.core.profiles import UserProfiles
 from service.core.prompting import Prompting
 from service.core.recall import Recall
 from service.core.recording import Recording
+from service.core.searching import Searching
 from service.core.summarizing import Summarizer, SummarySettings
 from service.ports import Clock, Model, Observer, Tokenizers
 from service.settings import Settings
@@ -76,6 +78,7 @@ def _wired(
     clock: Clock,
     observer: Observer,
 ) -> UseCases:
+    profiles = UserProfiles(store.profiles, bytes_max=settings.profile_bytes_max, clock=clock)
     prompting = Prompting(tokenizers)
     counting = Counting(tokenizers, model=settings.openai_model)
     chat_settings = ChatSettings(
@@ -96,26 +99,23 @@ def _wired(
             store.sessions,
             prompting,
             model=settings.openai_model,
-            profile_text=_no_profile,
+            profile_text=profiles.text,
             offer_summary=summarizer.offer,
         ),
+        searching=Searching(store.search),
+        profiles=profiles,
         chat=Chat(
             store.turns,
             model,
             prompting,
             counting,
             chat_settings,
-            profile_text=_no_profile,
+            profile_text=profiles.text,
             offer_summary=summarizer.offer,
             clock=clock,
             observer=observer,
         ),
     )
-
-
-async def _no_profile(tenant: str, user_id: str) -> str | None:
-    del tenant, user_id
-    return None
 
 
 def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:

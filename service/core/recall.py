@@ -20,6 +20,7 @@ from service.domain.errors import InvalidValue, SessionNotFound
 from service.domain.ids import (
     HIGHEST_ID,
     ZERO_ID,
+    MessageId,
     check_id,
     first_id_at,
     last_id_before,
@@ -179,13 +180,26 @@ def between(query: PageQuery, start: datetime | None, end: datetime | None) -> P
     Ids carry their time, so a range of time is a range of ids. Raises InvalidValue where the range
     is empty the wrong way round or a time has no zone.
     """
+    after, before = time_bounds(start, end)
+    if after is not None:
+        after = max(query.after or ZERO_ID, after)
+    if before is not None:
+        before = min(query.before or HIGHEST_ID, before)
+    return msgspec.structs.replace(query, after=after or query.after, before=before or query.before)
+
+
+def time_bounds(
+    start: datetime | None, end: datetime | None
+) -> tuple[MessageId | None, MessageId | None]:
+    """The exclusive ids between which the messages of a range of time are.
+
+    Raises InvalidValue where the range is empty the wrong way round or a time has no zone.
+    """
     first = None if start is None else milliseconds_of(start, "from")
     last = None if end is None else milliseconds_of(end, "to")
     if first is not None and last is not None and first >= last:
         raise InvalidValue.of("to", "must be later than from")
-    after, before = query.after, query.before
-    if first is not None:
-        after = max(after or ZERO_ID, last_id_before(first))
-    if last is not None:
-        before = min(before or HIGHEST_ID, first_id_at(last))
-    return msgspec.structs.replace(query, after=after, before=before)
+    return (
+        None if first is None else last_id_before(first),
+        None if last is None else first_id_at(last),
+    )

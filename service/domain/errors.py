@@ -137,6 +137,22 @@ class PreconditionFailed(ChatMemoryError):
         self.last_id = last_id
 
 
+class ProfileNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("There is no profile of this user.")
+
+
+class ProfileChanged(ChatMemoryError):
+    """The profile is not the one that the caller wanted to change; ``version`` is the present."""
+
+    code = "precondition_failed"
+    title = "The profile has changed"
+
+    def __init__(self, version: str | None) -> None:
+        super().__init__("The profile is not as If-Match or If-None-Match say.")
+        self.version = version
+
+
 class IdempotencyKeyReused(ChatMemoryError):
     code = "idempotency_key_reused"
     title = "The idempotency key belongs to another request"

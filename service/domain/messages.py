@@ -57,6 +57,13 @@ _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(list[Message])
 
 
+class _Said(msgspec.Struct):
+    content: Content = None
+
+
+_content_decoder: Final = msgspec.json.Decoder(_Said)
+
+
 class _Counted(msgspec.Struct):
     token_count: int | None = None
 
@@ -98,6 +105,11 @@ def is_pinned(text: bytes) -> bool:
 def decode_messages(texts: Sequence[bytes]) -> list[Message]:
     """Messages from the JSON texts that ``with_id`` or the Redis scripts made."""
     return _decoder.decode(b"[" + b",".join(texts) + b"]")
+
+
+def content_of(body: bytes) -> Content:
+    """The content of an encoded body, without the rest of it."""
+    return _content_decoder.decode(body).content
 
 
 def tokens_in(texts: Iterable[bytes]) -> int:

@@ -1,13 +1,15 @@
 """Each hot query finds its rows by an index, whatever the table's size."""
 
 from collections.abc import AsyncGenerator
+from typing import Any, LiteralString
 
 import asyncpg
 import pytest
 
-from service.adapters.postgres import archive, writer
+from service.adapters.postgres import archive, profiles, search, writer
 from service.adapters.postgres.keys import session_key
 from service.domain.ids import HIGHEST_ID, ZERO_ID
+from service.ports import SearchQuery
 from tests.support.stores import ref
 
 KEY = session_key(ref())
@@ -19,18 +21,30 @@ FILL = f"""
 INSERT INTO sessions (session_key, tenant, session_id, user_id, born_id, active_id)
 SELECT gen_random_uuid(), 'default', n::text, 'u' || n % 500, gen_random_uuid(), gen_random_uuid()
 FROM generate_series(1, 5000) AS n;
-INSERT INTO messages (session_key, id, tenant, role, body)
+INSERT INTO messages (session_key, id, tenant, role, body, user_id, words)
 SELECT s.session_key, gen_random_uuid(), 'default',
-       CASE WHEN n = 1 THEN 'system' ELSE 'user' END, '{{"role": "user", "content": "x"}}'::json
+       CASE WHEN n = 1 THEN 'system' ELSE 'user' END, '{{"role": "user", "content": "x"}}'::json,
+       s.user_id, (CASE WHEN n = 7 AND s.user_id = 'u7' THEN 'needle ' ELSE '' END || 'x')::tsvector
 FROM sessions s, generate_series(1, 10) AS n
 UNION ALL
 SELECT '{KEY}', gen_random_uuid(), 'default',
        CASE WHEN n % 100 = 1 THEN 'system' ELSE 'user' END,
-       '{{"role": "user", "content": "x"}}'::json
+       '{{"role": "user", "content": "x"}}'::json, NULL, 'x'::tsvector
 FROM generate_series(1, 20000) AS n;
+INSERT INTO profiles (tenant, user_id, version, document, updated_at)
+SELECT 'default', 'u' || n, gen_random_uuid(), '{{}}'::json, now()
+FROM generate_series(1, 2000) AS n;
+ANALYZE profiles;
 ANALYZE sessions;
 ANALYZE messages;
 """
+
+
+def found(statement: LiteralString, **conditions: Any) -> str:
+    """A statement of the search with its conditions."""
+    query = SearchQuery(tenant="default", limit=50, **conditions)
+    first = {search.FIND: 5, search.WALK: 7, search.WALKED: 5, search.COLLECT: 6}[statement]
+    return search.with_conditions(statement, query, first=first)[0]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +65,8 @@ async def filled(postgres) -> AsyncGenerator[asyncpg.Connection]:
         (archive.PINNED, (*PLACE, *BOUNDS, 50), "messages_pinned"),
         (archive.LIST, ("default", HIGHEST_ID, 50), "sessions_by_activity"),
         (archive.LIST_OF_USER, ("default", HIGHEST_ID, 50, "u7"), "sessions_by_user"),
+        (profiles.GET, ("default", "u7"), "profiles_pkey"),
+        (writer.CLAIM_MESSAGES, ([KEY], ["u7"]), "messages_pkey"),
         (writer.LOCK_SESSIONS, ([KEY],), "sessions_pkey"),
         (writer.FORGET, ([KEY], [HIGHEST_ID], [False]), "messages_pkey"),
     ],
@@ -61,3 +77,27 @@ async def test_a_hot_query_uses_its_index(filled, query, arguments, index):
     assert index in plan, plan
     assert "Seq Scan" not in plan, plan
     assert "Sort" not in plan or "sessions_pkey" in index, plan
+
+
+@pytest.mark.parametrize(
+    ("query", "arguments", "index"),
+    [
+        (found(search.FIND), ("default", *BOUNDS, 50), "messages_by_time"),
+        (found(search.FIND, session_id="s"), ("default", *BOUNDS, 50, KEY), "messages_pkey"),
+        (found(search.FIND, user_id="u7"), ("default", *BOUNDS, 50, "u7"), "messages_by_user"),
+        (found(search.FIND, role="user"), ("default", *BOUNDS, 50, "user"), "messages_by_time"),
+        (
+            found(search.WALK, user_id="u7"),
+            ("default", *BOUNDS, 50, 100, "'x'", "u7"),
+            "messages_by_user",
+        ),
+        (found(search.WALKED), ("default", *BOUNDS, 100), "messages_by_time"),
+        (found(search.COLLECT), ("default", *BOUNDS, 50, "'needle'"), "messages_by_word"),
+        (found(search.COLLECT), ("default", *BOUNDS, 50, "'nee':*"), "messages_by_word"),
+    ],
+)
+async def test_a_search_finds_its_messages_by_an_index(filled, query, arguments, index):
+    rows = await filled.fetch(f"EXPLAIN {query}", *arguments)
+    plan = "\n".join(row[0] for row in rows)
+    assert index in plan, plan
+    assert "Seq Scan on messages" not in plan, plan

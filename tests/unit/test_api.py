@@ -610,6 +610,46 @@ async def test_a_session_that_cannot_be_is_refused(api, body, status, field):
         problem(await api.http.patch("/v1/sessions/s", json=body), status, code, field)
 
 
+@pytest.mark.parametrize(
+    ("query", "status", "field"),
+    [
+        ("q=", 422, "q"),
+        ("q=%21%3F%E3%80%82", 422, "q"),
+        ("q=" + "a" * 501, 422, "q"),
+        ("q=" + "+".join("abcdefghijklmnopq"), 422, "q"),
+        ("limit=0", 422, "limit"),
+        ("limit=1001", 422, "limit"),
+        ("cursor=x", 422, "cursor"),
+        ("cursor=s%3A1", 422, "cursor"),
+        ("role=robot", 400, "role"),
+        ("user_id=", 422, "user_id"),
+        ("session_id=" + "x" * 256, 422, "session_id"),
+        ("from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", 422, "to"),
+        ("from=2026-01-02T00:00:00", 422, "from"),
+        ("from=yesterday", 400, "from"),
+        ("to=0.5", 400, "to"),
+        ("query=x", 400, "query"),
+    ],
+)
+async def test_a_bad_search_names_its_field(api, query, status, field):
+    code = "invalid_request" if status == 400 else "invalid_value"
+    problem(await api.http.get(f"/v1/messages?{query}"), status, code, field)
+
+
+async def test_messages_are_searched_across_sessions(api):
+    await append(api, "a", "red apple", "green apple")
+    await append(api, "b", "red cherry")
+    page = (await api.http.get("/v1/messages?q=Apple&limit=1")).json()
+    assert [(item["session_id"], item["content"]) for item in page["items"]] == [
+        ("a", "green apple")
+    ]
+    rest = (await api.http.get(f"/v1/messages?q=apple&cursor={page['next_cursor']}")).json()
+    assert [item["content"] for item in rest["items"]] == ["red apple"]
+    assert rest["next_cursor"] is None
+    assert page["items"][0]["id"] <= page["archived_through"]
+    assert (await api.http.get("/v1/messages?session_id=nobody")).json()["items"] == []
+
+
 @pytest.mark.parametrize("path", ["/", "/nope", "/history", "/history/", "/history/a/b", "/v1"])
 async def test_an_unknown_path_is_a_problem(api, path):
     problem(await api.http.get(path), 404, "not_found")

@@ -8,6 +8,7 @@ import msgspec
 
 from service.adapters.postgres.door import Connection
 from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.vectors import vector_of
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import role_of
@@ -33,9 +34,9 @@ RETURNING tenant, session_id, user_id, document, active_id, last_id, cleared_thr
 
 SAY: Final[LiteralString] = """
 WITH said AS (
-    INSERT INTO messages (session_key, id, tenant, role, body)
-    SELECT $1::uuid, m.id, $2::text, m.role, m.body
-    FROM unnest($3::uuid[], $4::text[], $5::json[]) AS m (id, role, body)
+    INSERT INTO messages (session_key, id, tenant, role, body, user_id, words)
+    SELECT $1::uuid, m.id, $2::text, m.role, m.body, $8::text, m.words::tsvector
+    FROM unnest($3::uuid[], $4::text[], $5::json[], $9::text[]) AS m (id, role, body, words)
 )
 UPDATE sessions
 SET message_count = message_count + cardinality($3::uuid[]),
@@ -46,6 +47,13 @@ SET message_count = message_count + cardinality($3::uuid[]),
     user_id = COALESCE(user_id, $8),
     deleted = false
 WHERE session_key = $1 AND tenant = $2
+"""
+
+
+# A session with messages gets its first owner.
+CLAIM_MESSAGES: Final[LiteralString] = """
+UPDATE messages SET user_id = $3
+WHERE session_key = $1 AND tenant = $2 AND user_id IS NULL
 """
 
 
@@ -109,6 +117,7 @@ async def say(
 ) -> tuple[MessageId, ...]:
     """Store messages at the end of the session, whose owner was checked before."""
     ids = row.next_ids(len(bodies), milliseconds)
+    await claim_messages(connection, row, user_id)
     await connection.execute(
         SAY,
         session_key(row.ref),
@@ -118,9 +127,16 @@ async def say(
         bodies,
         ids[0],
         ids[-1],
-        user_id,
+        row.user_id or user_id,
+        [vector_of(body) for body in bodies],
     )
     return ids
+
+
+async def claim_messages(connection: Connection, row: SessionRow, user_id: str | None) -> None:
+    """What was said before the session had an owner is the owner's too."""
+    if row.user_id is None and user_id is not None and row.last_id is not None:
+        await connection.execute(CLAIM_MESSAGES, session_key(row.ref), row.ref.tenant, user_id)
 
 
 def _session_row(ref: SessionRef, row: asyncpg.Record) -> SessionRow:

@@ -18,6 +18,7 @@ from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.session_rows import (
     SessionRow,
+    claim_messages,
     lock_or_make_session,
     lock_session,
     say,
@@ -232,6 +233,7 @@ async def _history(
 
 async def _claim(connection: Connection, row: SessionRow, user_id: str | None) -> None:
     if user_id is not None and row.user_id is None:
+        await claim_messages(connection, row, user_id)
         await connection.execute(CLAIM, session_key(row.ref), row.ref.tenant, user_id)
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.vectors import vector_of
 from service.domain.ids import MessageId
 from service.domain.journal import Batch, Entry, Written
 from service.domain.observations import OwnerConflict
@@ -23,7 +24,7 @@ ON CONFLICT (session_key) DO NOTHING
 # Taken before any message: the statements after it see what an earlier batch, also another
 # flusher's, committed of these sessions.
 LOCK_SESSIONS: Final[LiteralString] = """
-SELECT session_key, tenant, session_id, user_id
+SELECT session_key, tenant, session_id, user_id, message_count
 FROM sessions
 WHERE session_key = ANY($1::uuid[])
 ORDER BY session_key
@@ -64,13 +65,23 @@ WHERE s.session_key = f.session_key
 
 # The only conflict that is passed over is that of a message's id: the message is there already.
 INSERT_MESSAGES: Final[LiteralString] = """
-INSERT INTO messages (session_key, id, tenant, role, body)
-SELECT m.session_key, m.id, s.tenant, m.role, m.body
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::json[]) AS m (session_key, id, role, body)
+INSERT INTO messages (session_key, id, tenant, role, body, user_id, words)
+SELECT m.session_key, m.id, s.tenant, m.role, m.body, COALESCE(s.user_id, m.user_id),
+       m.words::tsvector
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::json[], $5::text[], $6::text[])
+  AS m (session_key, id, role, body, user_id, words)
 JOIN sessions s USING (session_key)
 WHERE m.id > s.cleared_through
 ON CONFLICT (session_key, id) DO NOTHING
 RETURNING session_key
+"""
+
+# For sessions that had messages before they had an owner.
+CLAIM_MESSAGES: Final[LiteralString] = """
+UPDATE messages m
+SET user_id = c.user_id
+FROM unnest($1::uuid[], $2::text[]) AS c (session_key, user_id)
+WHERE m.session_key = c.session_key AND m.user_id IS NULL
 """
 
 # Counters grow by the rows that were really inserted. An entry from before a clear or a deletion
@@ -160,9 +171,11 @@ class PostgresArchiveWriter:
     async def write(self, batch: Batch) -> Written:
         changes = _changes(batch)
         async with self._door.transaction() as connection:
-            await self._lock(connection, changes)
+            claimed = await self._lock(connection, changes)
             await _forget(connection, changes)
             inserted = await _insert(connection, changes)
+            if claimed:
+                await connection.execute(CLAIM_MESSAGES, list(claimed), list(claimed.values()))
             await _touch(connection, changes, inserted)
             await _summarise(connection, changes)
 
@@ -170,7 +183,10 @@ class PostgresArchiveWriter:
         rows = sum(inserted.values())
         return Written(rows=rows, duplicates=offered - rows)
 
-    async def _lock(self, connection: Connection, changes: "dict[str, SessionChange]") -> None:
+    async def _lock(
+        self, connection: Connection, changes: "dict[str, SessionChange]"
+    ) -> dict[str, str]:
+        """Returns the owners of sessions that have messages and had none before."""
         keys = list(changes)
         await connection.execute(
             MAKE_SESSIONS,
@@ -180,7 +196,7 @@ class PostgresArchiveWriter:
             [change.first_id for change in changes.values()],
         )
         rows = await connection.fetch(LOCK_SESSIONS, keys)
-        conflicts = 0
+        conflicts, claims = 0, dict[str, str]()
         for row in rows:
             change = changes[str(row["session_key"])]
             if (row["tenant"], row["session_id"]) != (change.ref.tenant, change.ref.session_id):
@@ -188,8 +204,11 @@ class PostgresArchiveWriter:
                 raise AssertionError("two sessions have the same key")
             owner, claimed = row["user_id"], change.user_id
             conflicts += owner is not None and claimed not in {None, owner} and not change.deletes
+            if owner is None and claimed is not None and row["message_count"]:
+                claims[str(row["session_key"])] = claimed
         if conflicts:
             self._observer.observe(OwnerConflict(count=conflicts))
+        return claims
 
 
 def _changes(batch: Batch) -> dict[str, SessionChange]:
@@ -226,6 +245,8 @@ async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> 
         [entry.id for _, entry in entries],
         [entry.role for _, entry in entries],
         [entry.body for _, entry in entries],
+        [changes[key].user_id for key, _ in entries],
+        [vector_of(entry.body) for _, entry in entries],
     )
     inserted: dict[str, int] = {}
     for row in rows:

@@ -50,6 +50,10 @@ class Keys:
             index=f"{tag}:index:{tenant}",
         )
 
+    def profile(self, tenant: str, user_id: str) -> str:
+        tag = _tag(self.shard(SessionRef(tenant, user_id)))
+        return f"{tag}:profile:{_segment(tenant)}:{_segment(user_id)}"
+
     def once(self, ref: SessionRef, operation: str, key: str) -> str:
         segments = (operation, ref.tenant, ref.session_id, key)
         return f"{_tag(self.shard(ref))}:once:" + ":".join(map(_segment, segments))

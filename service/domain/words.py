@@ -1,0 +1,181 @@
+"""Words: what a message is found by. The same rules make the index and read the query.
+
+Text is compared by NFKC and case folding, without stemming: no language is known. Scripts that
+write without spaces (and Hangul, whose words carry endings) are indexed by pairs of characters and
+the last one of each run, so that words of any length are found; three characters and more are
+looked for in the text again, for pairs alone would find "ab … bc" for "abc".
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from operator import add
+from typing import Final
+
+import msgspec
+
+from service.domain.errors import InvalidValue
+from service.domain.messages import Content
+
+WORD_CHARACTERS_MAX: Final = 48
+"""Of a longer word the beginning is indexed, and of one that is looked for too."""
+
+WORDS_MAX: Final = 5000
+"""Different words of one message that are indexed, the first ones. With the longest words of four
+bytes a character that is still below the megabyte that PostgreSQL can index of a row."""
+
+QUERY_CHARACTERS_MAX: Final = 500
+QUERY_WORDS_MAX: Final = 16
+
+# Thai, Lao; Myanmar; Hangul; Khmer; Kana and marks between them; Han with its extensions.
+_SPACELESS: Final = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uac00-\ud7ff\uf900-\ufaff\U0001b000-\U0001b16f"
+    "\U00020000-\U0003ffff"
+)
+
+
+def _marks() -> str:
+    """Combining marks, which Python's word characters leave out: Indic vowels, for one."""
+    marks = (chr(code) for code in range(0x300, 0x3000))
+    return "".join(mark for mark in marks if unicodedata.category(mark).startswith("M"))
+
+
+_RUNS: Final = re.compile(rf"([{_SPACELESS}]+)|((?:[^\W_{_SPACELESS}]|[{_marks()}])+)")
+_ASCII: Final = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
+
+
+class WordQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Words that a message must have, all of them."""
+
+    lexemes: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    """Beginnings of lexemes: single characters of scripts without spaces."""
+    runs: tuple[str, ...]
+    """To be looked for in the text, since their lexemes may be apart there."""
+
+
+def searched_text(content: Content) -> str:
+    """The text that a message is found by: what is said, not its metadata or tool calls."""
+    match content:
+        case str():
+            return content
+        case list():
+            texts = (part.get("text") for part in content)
+            return "\n".join(text for text in texts if isinstance(text, str))
+        case None:
+            return ""
+
+
+def words_of(text: str) -> set[str]:
+    """The lexemes of a text, at most WORDS_MAX."""
+    if text.isascii():
+        found = set(text.translate(_ASCII).split())
+        if max(map(len, found), default=0) > WORD_CHARACTERS_MAX:
+            found = {word[:WORD_CHARACTERS_MAX] for word in found}
+    else:
+        found = _lexemes(text)
+    return found if len(found) <= WORDS_MAX else _first(_ordered_lexemes(text))
+
+
+def as_vector(words: Iterable[str]) -> str:
+    """The words as PostgreSQL reads a tsvector; none of them has a quote or a backslash."""
+    joined = "' '".join(words)
+    return f"'{joined}'" if joined else ""
+
+
+def as_tsquery(query: WordQuery) -> str:
+    """The query as PostgreSQL reads a tsquery."""
+    exact = [f"'{lexeme}'" for lexeme in query.lexemes]
+    return " & ".join([*exact, *(f"'{prefix}':*" for prefix in query.prefixes)])
+
+
+def parse_query(text: str, field: str) -> WordQuery:
+    """Raises InvalidValue for a query without words, or with too many."""
+    if len(text) > QUERY_CHARACTERS_MAX:
+        raise InvalidValue.of(field, f"must be at most {QUERY_CHARACTERS_MAX} characters")
+    lexemes: dict[str, None] = {}
+    prefixes: dict[str, None] = {}
+    runs: dict[str, None] = {}
+    found = list(_runs(text))
+    for run, spaceless in found:
+        if not spaceless:
+            lexemes[run[:WORD_CHARACTERS_MAX]] = None
+        elif len(run) == 1:
+            prefixes[run] = None
+        else:
+            lexemes |= dict.fromkeys(_pairs(run))
+            if len(run) > 2:  # noqa: PLR2004  # Longer than a pair.
+                runs[run] = None
+    if not found:
+        raise InvalidValue.of(field, "must contain a word")
+    if len(found) > QUERY_WORDS_MAX:
+        raise InvalidValue.of(field, f"must be at most {QUERY_WORDS_MAX} words")
+    return WordQuery(lexemes=tuple(lexemes), prefixes=tuple(prefixes), runs=tuple(runs))
+
+
+def has_runs(query: WordQuery, text: str) -> bool:
+    """Whether what only the text can tell is so; the lexemes were compared before."""
+    if not query.runs:
+        return True
+    folded = _folded(text)
+    return all(run in folded for run in query.runs)
+
+
+def has_words(query: WordQuery, text: str) -> bool:
+    """Whether a message of this text is found: the rule that an index follows."""
+    words = words_of(text)
+    return (
+        words.issuperset(query.lexemes)
+        and all(any(word.startswith(start) for word in words) for start in query.prefixes)
+        and has_runs(query, text)
+    )
+
+
+def _lexemes(text: str) -> set[str]:
+    lexemes: set[str] = set()
+    for run, spaceless in _runs(text):
+        if spaceless:
+            lexemes.update(map(add, run, run[1:]))
+            lexemes.add(run[-1])
+        else:
+            lexemes.add(run[:WORD_CHARACTERS_MAX])
+    return lexemes
+
+
+def _ordered_lexemes(text: str) -> Iterator[str]:
+    for run, spaceless in _runs(text):
+        if spaceless:
+            yield from _pairs(run)
+            yield run[-1]
+        else:
+            yield run[:WORD_CHARACTERS_MAX]
+
+
+def _runs(text: str) -> Iterator[tuple[str, bool]]:
+    for match in _RUNS.finditer(_folded(text)):
+        yield match[0], match[1] is not None
+
+
+def _pairs(run: str) -> Iterator[str]:
+    return (run[place : place + 2] for place in range(len(run) - 1))
+
+
+def _folded(text: str) -> str:
+    # Folding may take a text apart again: then it is put together once more.
+    return _normal(_normal(text).casefold())
+
+
+def _normal(text: str) -> str:
+    if unicodedata.is_normalized("NFKC", text):
+        return text
+    return unicodedata.normalize("NFKC", text)
+
+
+def _first(words: Iterable[str]) -> set[str]:
+    first: set[str] = set()
+    for word in words:
+        if len(first) == WORDS_MAX:
+            break
+        first.add(word)
+    return first
