@@ -7,6 +7,7 @@ never an empty history. Every call is bounded in time by its adapter.
 """
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Literal, Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from service.domain.messages import Message, Role
 from service.domain.observations import Observation
 from service.domain.profiles import Profile
 from service.domain.sessions import Session, SessionDocument, SessionRef
+from service.domain.statistics import By, Item
 from service.domain.summaries import Summary
 from service.domain.tokens import Tokenizer
 from service.domain.turns import Answer, Prompt
@@ -241,6 +243,22 @@ class Search(Protocol):
 
     async def archived_through(self) -> MessageId | None:
         """A bound: what was accepted up to it is found from now on; None where nobody knows."""
+        ...
+
+
+class StatisticsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Days from ``first``, inclusive, to ``end``, exclusive."""
+
+    tenant: str
+    by: By
+    first: date
+    end: date
+    user_id: str | None = None
+
+
+class Statistics(Protocol):
+    async def items(self, query: StatisticsQuery) -> list[Item]:
+        """At most ITEMS_MAX and one more, in the order of domain.statistics.summed."""
         ...
 
 

@@ -22,6 +22,7 @@ from service.api.problems import answer_domain_error, answer_http_error, answer_
 from service.api.requests import StrictRequest, refuse_unknown_parameters
 from service.api.search import Search
 from service.api.sessions import Messages, Sessions
+from service.api.stats import Stats
 from service.api.use_cases import ApiSettings, UseCases
 from service.api.users import Users
 from service.core.readiness import Readiness
@@ -49,7 +50,7 @@ def methods_by_path(routes: Litestar) -> dict[str, str]:
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
     """The application without its edge."""
     routes: list[ControllerRouterHandler] = [
-        *(TwoLines, SessionChat, Sessions, Messages, Search, Users),
+        *(TwoLines, SessionChat, Sessions, Messages, Search, Stats, Users),
         *(live, ready),
     ]
     common: dict[str, Any] = {

@@ -9,6 +9,7 @@ from service.core.readiness import Readiness
 from service.core.recall import Recall
 from service.core.recording import Recording
 from service.core.searching import Searching
+from service.core.statistics import UserStatistics
 
 
 class UseCases(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +18,7 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     chat: Chat
     searching: Searching
     profiles: UserProfiles
+    statistics: UserStatistics
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):

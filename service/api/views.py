@@ -11,6 +11,7 @@ from service.domain.context import ContextOptions, ContextTokens, LeftOutReason,
 from service.domain.ids import MessageId, TurnId
 from service.domain.messages import Message, Role, Status
 from service.domain.sessions import Session
+from service.domain.statistics import Item
 from service.domain.turns import Turn, TurnState, Usage
 from service.ports import Durability
 
@@ -48,6 +49,12 @@ class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
 class MessagesView(msgspec.Struct, frozen=True, kw_only=True):
     items: list[MessageView]
     next_cursor: str | None
+
+
+class StatsView(msgspec.Struct, frozen=True, kw_only=True):
+    items: list[Item]
+    truncated: bool
+    """Whether there were more than 1,000 items; the largest are shown."""
 
 
 class FoundView(msgspec.Struct, frozen=True, kw_only=True):

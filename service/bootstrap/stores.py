@@ -8,11 +8,13 @@ import msgspec
 
 from service.adapters.memory.profiles import MemoryProfiles
 from service.adapters.memory.search import MemorySearch
+from service.adapters.memory.statistics import MemoryStatistics
 from service.adapters.memory.store import MemoryStore
 from service.adapters.memory.transcripts import MemorySessions, MemoryTranscripts
 from service.adapters.memory.turns import MemoryTurns
 from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.calls import PostgresSweeper
+from service.adapters.postgres.counters import PostgresStatistics
 from service.adapters.postgres.door import PostgresDoor
 from service.adapters.postgres.profiles import PostgresProfiles
 from service.adapters.postgres.search import PostgresSearch
@@ -43,7 +45,17 @@ from service.core.tiered.sessions import TieredSessions
 from service.core.tiered.transcripts import TieredTranscripts
 from service.core.tiered.turns import TieredTurns
 from service.core.tiered.warming import Warming
-from service.ports import Clock, Journal, Observer, Profiles, Search, Sessions, Transcripts, Turns
+from service.ports import (
+    Clock,
+    Journal,
+    Observer,
+    Profiles,
+    Search,
+    Sessions,
+    Statistics,
+    Transcripts,
+    Turns,
+)
 from service.settings import Settings
 
 DRAIN_SHARE: Final = 0.25
@@ -67,6 +79,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     profiles: Profiles
     search: Search | None = None
     """None where there is no archive."""
+    statistics: Statistics | None = None
+    """Likewise."""
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
@@ -121,6 +135,7 @@ def _memory_store(settings: Settings, clock: Clock) -> Store:
         turns=MemoryTurns(store),
         profiles=MemoryProfiles(),
         search=MemorySearch(store),
+        statistics=MemoryStatistics(store),
     )
 
 
@@ -141,6 +156,7 @@ def _postgres_store(
         ),
         profiles=PostgresProfiles(door),
         search=PostgresSearch(door, clock),
+        statistics=PostgresStatistics(door),
         dependencies=postgres_dependencies(door, required=True),
         components=(
             Looper(
@@ -192,6 +208,7 @@ def _redis_store(
             waits,
         ),
         turns=TieredTurns(turns, warming, waits),
+        statistics=PostgresStatistics(postgres) if postgres else None,
         profiles=_profiles(settings, door, arguments.keys, postgres),
         search=(
             TieredSearch(PostgresSearch(postgres, clock), journal, shards=settings.journal_shards)

@@ -15,6 +15,7 @@ from service.core.prompting import Prompting
 from service.core.recall import Recall
 from service.core.recording import Recording
 from service.core.searching import Searching
+from service.core.statistics import UserStatistics
 from service.core.summarizing import Summarizer, SummarySettings
 from service.ports import Clock, Model, Observer, Tokenizers
 from service.settings import Settings
@@ -104,6 +105,7 @@ def _wired(
         ),
         searching=Searching(store.search),
         profiles=profiles,
+        statistics=UserStatistics(store.statistics, clock=clock),
         chat=Chat(
             store.turns,
             model,

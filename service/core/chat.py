@@ -18,7 +18,7 @@ from service.core.running_turn import RunningTurn, replayed_turn, with_answer_id
 from service.domain.context import plan
 from service.domain.errors import ChatMemoryError, TurnLost
 from service.domain.ids import TurnId
-from service.domain.messages import MessageBody, encode_body
+from service.domain.messages import MessageBody, TurnCost, encode_body
 from service.domain.observations import TurnEnded
 from service.domain.turns import Answer, Prompt, Turn, TurnState
 from service.ports import Begin, Clock, Model, Observer, Replayed, Turns
@@ -177,6 +177,11 @@ class Chat:
                 tool_calls=answer.tool_calls,
                 turn_id=running.turn_id,
                 status=None if answer.complete else "incomplete",
+                cost=TurnCost(
+                    model=answer.model,
+                    input_tokens=answer.usage.input_tokens,
+                    output_tokens=answer.usage.output_tokens,
+                ),
             )
         )
         finished_milliseconds = self._clock.milliseconds()

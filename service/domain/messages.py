@@ -23,6 +23,14 @@ BATCH_MESSAGES_MAX: Final = 1000
 """Messages in one append."""
 
 
+class TurnCost(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn as its model's server counted it."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+
 class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A message without its identity: what a caller gives and what the stores keep as JSON.
 
@@ -41,6 +49,8 @@ class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Tokens of what is said and called, in the vocabulary of ``tokenizer``."""
     tokenizer: str | None = None
     """None for the default vocabulary."""
+    cost: TurnCost | None = None
+    """What a turn's answer cost; no caller is shown it with the message."""
 
 
 class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,6 +72,13 @@ class _Said(msgspec.Struct):
 
 
 _content_decoder: Final = msgspec.json.Decoder(_Said)
+
+
+class _Costed(msgspec.Struct):
+    cost: TurnCost | None = None
+
+
+_cost_decoder: Final = msgspec.json.Decoder(_Costed)
 
 
 class _Counted(msgspec.Struct):
@@ -110,6 +127,11 @@ def decode_messages(texts: Sequence[bytes]) -> list[Message]:
 def content_of(body: bytes) -> Content:
     """The content of an encoded body, without the rest of it."""
     return _content_decoder.decode(body).content
+
+
+def cost_of_body(body: bytes) -> TurnCost | None:
+    """The cost in an encoded body; most have none, and are not decoded for it."""
+    return _cost_decoder.decode(body).cost if b'"cost":' in body else None
 
 
 def tokens_in(texts: Iterable[bytes]) -> int:

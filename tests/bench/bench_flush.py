@@ -42,7 +42,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::json[], $5::text[], $6::text
 JOIN sessions s USING (session_key)
 WHERE m.id > s.cleared_through
 ON CONFLICT (session_key, id) DO NOTHING
-RETURNING session_key
+RETURNING session_key, id
 """
 
 

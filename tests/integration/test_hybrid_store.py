@@ -228,6 +228,7 @@ async def test_a_replayed_batch_changes_nothing(settings, hybrid, archive):
         batch = flusher_batch(runs)
         first, second = await writer.write(batch), await writer.write(batch)
         assert (first.rows, second.rows, second.duplicates) == (2, 0, 2)
+        assert await archive.fetchval("SELECT sum(messages) FROM daily_counts") == 2
 
         await hybrid.store.transcripts.clear(ref())
         await append(hybrid, "c")
@@ -238,6 +239,7 @@ async def test_a_replayed_batch_changes_nothing(settings, hybrid, archive):
 
     assert await archived(archive) == ["c"]
     assert await archive.fetchval("SELECT message_count FROM sessions") == 1
+    assert await archive.fetchval("SELECT sum(messages) FROM daily_counts") == 3
     assert await contents(hybrid) == ["c"]
 
 

@@ -636,6 +636,42 @@ async def test_a_bad_search_names_its_field(api, query, status, field):
     problem(await api.http.get(f"/v1/messages?{query}"), status, code, field)
 
 
+@pytest.mark.parametrize(
+    ("query", "status", "field"),
+    [
+        ("by=year", 400, "by"),
+        ("user_id=", 422, "user_id"),
+        ("from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", 422, "to"),
+        ("from=2020-01-02T00:00:00Z", 422, "from"),
+        ("to=1", 400, "to"),
+    ],
+)
+async def test_a_bad_question_for_counts_names_its_field(api, query, status, field):
+    code = "invalid_request" if status == 400 else "invalid_value"
+    problem(await api.http.get(f"/v1/stats?{query}"), status, code, field)
+
+
+async def test_turns_and_tokens_are_counted_and_not_shown_with_messages(api):
+    await said(api)
+    stats = (await api.http.get("/v1/stats?by=model")).json()
+    assert stats == {
+        "items": [
+            {
+                "key": key,
+                "messages": 1,
+                "turns": turns,
+                "input_tokens": 5 * turns,
+                "output_tokens": 2 * turns,
+                "active_sessions": 1,
+            }
+            for key, turns in ((None, 0), ("m", 1))
+        ],
+        "truncated": False,
+    }
+    items = (await api.http.get("/v1/sessions/ada/messages")).json()["items"]
+    assert all("cost" not in item for item in items)
+
+
 async def test_messages_are_searched_across_sessions(api):
     await append(api, "a", "red apple", "green apple")
     await append(api, "b", "red cherry")

@@ -17,6 +17,7 @@ from service.domain.errors import (
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import PINNED_ROLES, Message, decode_messages, newest, with_id
 from service.domain.sessions import SessionDocument, SessionRef
+from service.domain.statistics import Counted, Place, count_messages
 from service.domain.summaries import Summary
 from service.ports import Clock, Once, Recent, Wanted
 
@@ -60,6 +61,7 @@ class MemoryStore:
         self._once_milliseconds = once_seconds * 1000
         self._lease_milliseconds = round(lease_seconds * 1000)
         self.sessions: dict[SessionRef, HeldSession] = {}
+        self.counts: dict[Place, Counted] = {}
         self._last_ids: dict[SessionRef, MessageId] = {}
         self._calls: dict[tuple[SessionRef, str, str], Call] = {}
 
@@ -102,6 +104,8 @@ class MemoryStore:
         texts = [with_id(self.new_id(ref), body) for body in bodies]
         messages = decode_messages(texts)
         session.messages += messages
+        said = ((message.id, body) for message, body in zip(messages, bodies, strict=True))
+        count_messages(ref.tenant, session.user_id, ref.session_id, said, self.counts)
         session.active_id = messages[-1].id
         return tuple(message.id for message in messages)
 

@@ -6,6 +6,7 @@ from typing import Final, LiteralString
 import asyncpg
 import msgspec
 
+from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.vectors import vector_of
@@ -13,6 +14,7 @@ from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import role_of
 from service.domain.sessions import SessionRef
+from service.domain.statistics import Counted, Place, count_messages
 
 LOCK: Final[LiteralString] = """
 SELECT tenant, session_id, user_id, document, active_id, last_id, cleared_through, deleted,
@@ -130,6 +132,10 @@ async def say(
         row.user_id or user_id,
         [vector_of(body) for body in bodies],
     )
+    counts: dict[Place, Counted] = {}
+    owner, said = row.user_id or user_id, zip(ids, bodies, strict=True)
+    count_messages(row.ref.tenant, owner, str(session_key(row.ref)), said, counts)
+    await grow_counters(connection, counts)
     return ids
 
 

@@ -2,15 +2,13 @@
 
 from typing import Final, LiteralString
 
-import msgspec
-
+from service.adapters.postgres.changes import SessionChange, changes_of
+from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
-from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.vectors import vector_of
-from service.domain.ids import MessageId
-from service.domain.journal import Batch, Entry, Written
+from service.domain.journal import Batch, Written
 from service.domain.observations import OwnerConflict
-from service.domain.sessions import SessionRef
+from service.domain.statistics import Counted, Place, count_messages
 from service.domain.summaries import decode_covered
 from service.ports import Observer
 
@@ -73,7 +71,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::json[], $5::text[], $6::text
 JOIN sessions s USING (session_key)
 WHERE m.id > s.cleared_through
 ON CONFLICT (session_key, id) DO NOTHING
-RETURNING session_key
+RETURNING session_key, id
 """
 
 # For sessions that had messages before they had an owner.
@@ -114,53 +112,6 @@ WHERE s.session_key = t.session_key AND NOT s.deleted
 """
 
 
-class SessionChange(msgspec.Struct, kw_only=True):
-    """What a batch does to one session: an optional forgetting, then what came after it."""
-
-    ref: SessionRef
-    first_id: MessageId
-    through: MessageId | None = None
-    deletes: bool = False
-    messages: list[Entry] = msgspec.field(default_factory=list[Entry])
-    document: Entry | None = None
-    summary: Entry | None = None
-    user_id: str | None = None
-    born_id: MessageId | None = None
-    active_id: MessageId | None = None
-
-    def take(self, entry: Entry) -> None:
-        match entry.kind:
-            case "message":
-                self.messages.append(entry)
-            case "document":
-                self.document = entry
-            case "summary":
-                self.summary = entry
-                return
-            case "clear":
-                self._forget(entry)
-            case "delete":
-                self._forget(entry)
-                self._end()
-                return
-        self.user_id = entry.user_id or self.user_id
-        self.born_id = self.born_id or entry.id
-        self.active_id = entry.id
-
-    def _forget(self, entry: Entry) -> None:
-        self.through = entry.id
-        self.messages = []
-        self.summary = None
-
-    def _end(self) -> None:
-        # Unlike a clear, which leaves the session and its settings as they are.
-        self.deletes = True
-        self.document = None
-        self.user_id = None
-        self.born_id = None
-        self.active_id = None
-
-
 class PostgresArchiveWriter:
     """ArchiveWriter in PostgreSQL."""
 
@@ -169,24 +120,25 @@ class PostgresArchiveWriter:
         self._observer = observer
 
     async def write(self, batch: Batch) -> Written:
-        changes = _changes(batch)
+        changes = changes_of(batch)
         async with self._door.transaction() as connection:
-            claimed = await self._lock(connection, changes)
+            owners, claimed = await self._lock(connection, changes)
             await _forget(connection, changes)
             inserted = await _insert(connection, changes)
             if claimed:
                 await connection.execute(CLAIM_MESSAGES, list(claimed), list(claimed.values()))
             await _touch(connection, changes, inserted)
             await _summarise(connection, changes)
+            await grow_counters(connection, _counts(changes, owners, inserted))
 
         offered = sum(1 for entry in batch.entries if entry.kind == "message")
-        rows = sum(inserted.values())
+        rows = sum(map(len, inserted.values()))
         return Written(rows=rows, duplicates=offered - rows)
 
     async def _lock(
         self, connection: Connection, changes: "dict[str, SessionChange]"
-    ) -> dict[str, str]:
-        """Returns the owners of sessions that have messages and had none before."""
+    ) -> tuple[dict[str, str | None], dict[str, str]]:
+        """Returns all owners, and those of sessions that have messages and had none before."""
         keys = list(changes)
         await connection.execute(
             MAKE_SESSIONS,
@@ -197,6 +149,7 @@ class PostgresArchiveWriter:
         )
         rows = await connection.fetch(LOCK_SESSIONS, keys)
         conflicts, claims = 0, dict[str, str]()
+        owners: dict[str, str | None] = {}
         for row in rows:
             change = changes[str(row["session_key"])]
             if (row["tenant"], row["session_id"]) != (change.ref.tenant, change.ref.session_id):
@@ -204,22 +157,12 @@ class PostgresArchiveWriter:
                 raise AssertionError("two sessions have the same key")
             owner, claimed = row["user_id"], change.user_id
             conflicts += owner is not None and claimed not in {None, owner} and not change.deletes
+            owners[str(row["session_key"])] = None if change.deletes else owner
             if owner is None and claimed is not None and row["message_count"]:
                 claims[str(row["session_key"])] = claimed
         if conflicts:
             self._observer.observe(OwnerConflict(count=conflicts))
-        return claims
-
-
-def _changes(batch: Batch) -> dict[str, SessionChange]:
-    """Per session, by key, in the order of the keys."""
-    by_ref: dict[SessionRef, SessionChange] = {}
-    for entry in batch.entries:
-        change = by_ref.get(entry.ref)
-        if change is None:
-            change = by_ref[entry.ref] = SessionChange(ref=entry.ref, first_id=entry.id)
-        change.take(entry)
-    return dict(sorted((str(session_key(ref)), change) for ref, change in by_ref.items()))
+        return owners, claims
 
 
 async def _forget(connection: Connection, changes: dict[str, SessionChange]) -> None:
@@ -234,8 +177,8 @@ async def _forget(connection: Connection, changes: dict[str, SessionChange]) -> 
     )
 
 
-async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> dict[str, int]:
-    """Rows inserted per session."""
+async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> dict[str, set[str]]:
+    """Ids inserted per session."""
     entries = [(key, entry) for key, change in changes.items() for entry in change.messages]
     if not entries:
         return {}
@@ -248,15 +191,29 @@ async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> 
         [changes[key].user_id for key, _ in entries],
         [vector_of(entry.body) for _, entry in entries],
     )
-    inserted: dict[str, int] = {}
+    inserted: dict[str, set[str]] = {}
     for row in rows:
-        key = str(row["session_key"])
-        inserted[key] = inserted.get(key, 0) + 1
+        inserted.setdefault(str(row["session_key"]), set()).add(str(row["id"]))
     return inserted
 
 
+def _counts(
+    changes: dict[str, SessionChange],
+    owners: dict[str, str | None],
+    inserted: dict[str, set[str]],
+) -> dict[Place, Counted]:
+    """What the rows that were really inserted add to the counters."""
+    counts: dict[Place, Counted] = {}
+    for key, ids in inserted.items():
+        change = changes[key]
+        said = [(entry.id, entry.body) for entry in change.messages if entry.id in ids]
+        owner = owners[key] or change.user_id
+        count_messages(change.ref.tenant, owner, key, said, counts)
+    return counts
+
+
 async def _touch(
-    connection: Connection, changes: dict[str, SessionChange], inserted: dict[str, int]
+    connection: Connection, changes: dict[str, SessionChange], inserted: dict[str, set[str]]
 ) -> None:
     touched = [(key, change) for key, change in changes.items() if change.active_id]
     if not touched:
@@ -265,7 +222,7 @@ async def _touch(
     await connection.execute(
         TOUCH_SESSIONS,
         [key for key, _ in touched],
-        [inserted.get(key, 0) for key, _ in touched],
+        [len(inserted.get(key, ())) for key, _ in touched],
         [change.active_id for _, change in touched],
         [change.messages[-1].id if change.messages else None for _, change in touched],
         [change.user_id for _, change in touched],
