@@ -14,12 +14,20 @@ from service.api.bodies import (
     TwoLineChatBody,
 )
 from service.api.problems import PROBLEM_MEDIA_TYPE
-from service.api.requests import IDEMPOTENCY_KEY
+from service.api.requests import IDEMPOTENCY_KEY, LINES_MEDIA_TYPES
+from service.core.import_lines import ImportLine
 from service.core.recall import PAGE_LIMIT_MAX
 from service.domain.context import BUDGET_TOKENS_MAX, BUDGET_TOKENS_MIN, WINDOW_LAST_MAX
 from service.domain.ids import ID_BYTES_MAX
 
-REQUEST_BODIES: Final = (TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody)
+REQUEST_BODIES: Final = (
+    TwoLineChatBody,
+    ChatBody,
+    AppendBody,
+    SessionBody,
+    SessionPatchBody,
+    ImportLine,
+)
 
 _ID: Final = {"minLength": 1, "maxLength": ID_BYTES_MAX}
 PARAMETER_LIMITS: Final[dict[str, dict[str, Any]]] = {
@@ -43,6 +51,7 @@ def openapi_document(described: Litestar) -> dict[str, Any]:
     )
     document["components"]["schemas"] |= schemas
     _describe_patch(document)
+    _describe_import(document)
     for operation in _operations(document):
         parameters = operation.get("parameters", [])
         for parameter in parameters:
@@ -67,6 +76,15 @@ def _describe_patch(document: dict[str, Any]) -> None:
         fields[name] = {key: value for key, value in known[name].items() if key != "default"}
     content = document["paths"]["/v1/sessions/{session_id}"]["patch"]["requestBody"]["content"]
     content["application/merge-patch+json"] = content["application/json"]
+
+
+def _describe_import(document: dict[str, Any]) -> None:
+    line = {"schema": {"$ref": "#/components/schemas/ImportLine"}}
+    document["paths"]["/v1/sessions/{session_id}/import"]["post"]["requestBody"] = {
+        "description": "JSON Lines: each line is one message.",
+        "required": True,
+        "content": dict.fromkeys(LINES_MEDIA_TYPES, line),
+    }
 
 
 def _headers(status: str, *, keyed: bool, is_problem: bool) -> dict[str, Any]:

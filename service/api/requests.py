@@ -17,9 +17,10 @@ from service.ports import Once
 
 JSON_MEDIA_TYPES: Final = frozenset({"application/json"})
 PATCH_MEDIA_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
+LINES_MEDIA_TYPES: Final = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 NOT_IN_QUERIES: Final = frozenset(
-    {"use_cases", "readiness", "data", "session_id", "name", IDEMPOTENCY_KEY, "return"}
+    {"use_cases", "readiness", "request", "data", "session_id", "name", IDEMPOTENCY_KEY, "return"}
 )
 """Parameters of handlers that come from elsewhere."""
 
@@ -135,7 +136,12 @@ def once(key: str | None, operation: str, body: object) -> Once | None:
     """The promise of an Idempotency-Key header. Raises InvalidValue for a key out of range."""
     if key is None:
         return None
-    if _KEY.fullmatch(key) is None:
-        raise InvalidValue.of(IDEMPOTENCY_KEY, "must be 1 to 255 visible ASCII characters")
+    check_key(key)
     canonical = msgspec.json.encode(body, order="sorted")
     return Once(operation=operation, key=key, fingerprint=hashlib.sha256(canonical).hexdigest())
+
+
+def check_key(key: str | None) -> None:
+    """Raises InvalidValue for an Idempotency-Key out of range."""
+    if key is not None and _KEY.fullmatch(key) is None:
+        raise InvalidValue.of(IDEMPOTENCY_KEY, "must be 1 to 255 visible ASCII characters")

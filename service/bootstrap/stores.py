@@ -11,29 +11,35 @@ from service.adapters.memory.transcripts import MemorySessions, MemoryTranscript
 from service.adapters.memory.turns import MemoryTurns
 from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.calls import PostgresSweeper
+from service.adapters.postgres.door import PostgresDoor
+from service.adapters.postgres.imports import PostgresImports
 from service.adapters.postgres.sessions import PostgresSessions
 from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
 from service.adapters.redis.durable import DurableRuns
+from service.adapters.redis.healing import RedisHealing
 from service.adapters.redis.health import RedisProbe
 from service.adapters.redis.journal import RedisJournal
 from service.adapters.redis.sessions import RedisSessions
 from service.adapters.redis.transcripts import RedisTranscripts
 from service.adapters.redis.turns import RedisTurns
 from service.bootstrap.connections import (
+    import_door,
     postgres_dependencies,
     postgres_door,
     redis_door,
     session_arguments,
 )
 from service.core.background import Component, Looper
+from service.core.importing import NoImports
 from service.core.readiness import Dependency
 from service.core.tiered.archiving import ArchiveWaits
+from service.core.tiered.imports import TieredImports
 from service.core.tiered.sessions import TieredSessions
 from service.core.tiered.transcripts import TieredTranscripts
 from service.core.tiered.turns import TieredTurns
 from service.core.tiered.warming import Warming
-from service.ports import Archive, Clock, Journal, Observer, Sessions, Transcripts, Turns
+from service.ports import Archive, Clock, Imports, Journal, Observer, Sessions, Transcripts, Turns
 from service.settings import Settings
 
 DRAIN_SHARE: Final = 0.25
@@ -52,6 +58,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     transcripts: Transcripts
     sessions: Sessions
     turns: Turns
+    imports: Imports = NoImports()
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
@@ -75,9 +82,16 @@ async def open_store(
                 yield _redis_store(settings, stack, observer, archive=None)
             case "hybrid":
                 door = postgres_door(settings, stack, observer, name="api")
-                store = _redis_store(settings, stack, observer, archive=PostgresArchive(door))
+                imports = _postgres_imports(settings, stack, clock, observer)
+                store = _redis_store(
+                    settings, stack, observer, PostgresArchive(door), imports=imports
+                )
                 away = postgres_dependencies(door, required=False)
-                yield msgspec.structs.replace(store, dependencies=(*store.dependencies, *away))
+                yield msgspec.structs.replace(
+                    store,
+                    dependencies=(*store.dependencies, *away),
+                    components=(_sweeper(door, observer),),
+                )
 
 
 def _memory_store(settings: Settings, clock: Clock) -> Store:
@@ -109,19 +123,33 @@ def _postgres_store(
             lease_seconds=settings.turn_lease_seconds,
         ),
         dependencies=postgres_dependencies(door, required=True),
-        components=(
-            Looper(
-                "postgres-sweeper",
-                PostgresSweeper(door).sweep,
-                pause_seconds=SWEEP_PAUSE_SECONDS,
-                observer=observer,
-            ),
-        ),
+        imports=_postgres_imports(settings, stack, clock, observer),
+        components=(_sweeper(door, observer),),
+    )
+
+
+def _postgres_imports(
+    settings: Settings, stack: AsyncExitStack, clock: Clock, observer: Observer
+) -> PostgresImports:
+    door = import_door(settings, stack, observer)
+    return PostgresImports(door, clock, once_seconds=settings.idempotency_ttl_seconds)
+
+
+def _sweeper(door: PostgresDoor, observer: Observer) -> Component:
+    return Looper(
+        "postgres-sweeper",
+        PostgresSweeper(door).sweep,
+        pause_seconds=SWEEP_PAUSE_SECONDS,
+        observer=observer,
     )
 
 
 def _redis_store(
-    settings: Settings, stack: AsyncExitStack, observer: Observer, archive: Archive | None
+    settings: Settings,
+    stack: AsyncExitStack,
+    observer: Observer,
+    archive: Archive | None,
+    imports: PostgresImports | None = None,
 ) -> Store:
     """The hot memory in front of an archive, or of none."""
     arguments = session_arguments(settings, archived=archive is not None)
@@ -155,6 +183,11 @@ def _redis_store(
             waits,
         ),
         turns=TieredTurns(turns, warming, waits),
+        imports=(
+            TieredImports(RedisHealing(door, arguments), imports, waits)
+            if imports and waits
+            else NoImports()
+        ),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=journal,
         check=layout.verify,

@@ -41,6 +41,14 @@ class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Tokens of what is said and called, in the vocabulary of ``tokenizer``."""
     tokenizer: str | None = None
     """None for the default vocabulary."""
+    said_at: datetime | None = msgspec.field(default=None, name="created_at")
+    """When it was said, of an imported message whose id has another time; in UTC."""
+
+    def without_time_of(self, identity: MessageId) -> "MessageBody":
+        """The body as it is stored under an id, which may tell the time already."""
+        if self.said_at != id_time(identity):
+            return self
+        return msgspec.structs.replace(self, said_at=None)
 
 
 class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,7 +58,7 @@ class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def created_at(self) -> datetime:
-        return id_time(self.id)
+        return self.said_at or id_time(self.id)
 
 
 _encoder: Final = msgspec.json.Encoder()
