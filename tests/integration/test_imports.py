@@ -189,6 +189,10 @@ async def test_a_cleared_or_deleted_session_is_empty(hybrid, hybrid_only, gone, 
     else:
         # The archive does not know yet: the import waits for it, and is told where that is long.
         refused(await imported(hybrid, lines(25)), 503, "archive_unavailable")
+        # Nor was what is gone taken back from the archive.
+        assert (await hybrid.http.get("/history/s")).json()["messages"] == []
+        found = (await hybrid.http.get("/v1/sessions/s")).status_code
+        assert found == (200 if gone == MESSAGES else 404)
         importing = asyncio.ensure_future(imported(hybrid, lines(25)))
         await flush(hybrid_only)
         response = await importing
@@ -266,6 +270,8 @@ async def test_a_session_that_is_cleared_or_deleted_beside_an_import(hybrid, hyb
     for _ in range(2):
         history = await hybrid.http.get("/history/s")
         assert history.json()["messages"] == []
+        found = (await hybrid.http.get("/v1/sessions/s")).status_code
+        assert found == (200 if path == MESSAGES else 404)
         await flush(hybrid_only)
     await say(hybrid, "new")
     assert await contents(hybrid) == ["new"]

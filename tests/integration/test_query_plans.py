@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 import asyncpg
 import pytest
 
-from service.adapters.postgres import archive, writer
+from service.adapters.postgres import archive, imports, writer
 from service.adapters.postgres.keys import session_key
 from service.domain.ids import HIGHEST_ID, ZERO_ID
 from tests.support.stores import ref
@@ -51,6 +51,7 @@ async def filled(postgres) -> AsyncGenerator[asyncpg.Connection]:
         (archive.PINNED, (*PLACE, *BOUNDS, 50), "messages_pinned"),
         (archive.LIST, ("default", HIGHEST_ID, 50), "sessions_by_activity"),
         (archive.LIST_OF_USER, ("default", HIGHEST_ID, 50, "u7"), "sessions_by_user"),
+        (imports.COUNT_THROUGH, (*PLACE, *BOUNDS), "messages_pkey"),
         (writer.LOCK_SESSIONS, ([KEY],), "sessions_pkey"),
         (writer.FORGET, ([KEY], [HIGHEST_ID], [False]), "messages_pkey"),
     ],
