@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run_of(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     settings = from_environment()
     # Imported here: wrong words and settings are told at once, without the service's imports.
-    from service.bootstrap import runs  # noqa: PLC0415  # As said above.
+    from service.bootstrap import imports, runs  # noqa: PLC0415  # As said above.
 
     match arguments.command:
         case "serve":
@@ -41,6 +41,10 @@ def _run_of(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             return runs.flush(settings)
         case "migrate":
             return runs.migrate(settings, arguments.direction)
+        case "import":
+            return imports.import_file(
+                settings, arguments.file, skip_existing=arguments.skip_existing
+            )
         case _:
             return runs.dev(settings)
 
@@ -62,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("flush", help="carry the write-behind queue into the archive")
     migrate = commands.add_parser("migrate", help="change or check the schema")
     migrate.add_argument("direction", choices=["up", "down", "status", "verify"])
+    importing = commands.add_parser("import", help="import sessions from JSON Lines")
+    importing.add_argument("file", metavar="FILE", help="a message a line; - for standard input")
+    importing.add_argument(
+        "--skip-existing", action="store_true", help="pass over sessions that have messages"
+    )
     commands.add_parser("dev", help="everything on this machine, as `make run` does")
     return parser
 

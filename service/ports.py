@@ -7,6 +7,7 @@ never an empty history. Every call is bounded in time by its adapter.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import date
 from typing import Literal, Protocol
 
@@ -390,6 +391,96 @@ class Turns(Protocol):
 
     async def fail(self, command: Finish) -> None:
         """Free the lease; the user's message stays and a repeated key runs the turn again."""
+        ...
+
+
+# --- imports: the past of a session, straight into the archive ------------------------------------
+
+
+class Import(msgspec.Struct, frozen=True, kw_only=True):
+    """Messages to put into an empty session, in one transaction."""
+
+    ref: SessionRef
+    user_id: str | None = None
+    key: str | None = None
+    """The client's Idempotency-Key."""
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    imported: int
+    first_id: MessageId
+    last_id: MessageId
+    fingerprint: str = ""
+    """Digest of the body, of a call that was made before."""
+    replayed: bool = False
+
+
+class ImportedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that was checked and encoded, under the id that it gets."""
+
+    id: MessageId
+    role: Role
+    body: bytes
+
+
+class ImportRun(Protocol):
+    """An import that has begun: nothing is seen of it before it is finished."""
+
+    @property
+    def above(self) -> MessageId:
+        """Ids must be above it."""
+        ...
+
+    @property
+    def now_milliseconds(self) -> int:
+        """The import's start, by the clock that gives the session's ids."""
+        ...
+
+    @property
+    def latest_milliseconds(self) -> int:
+        """Highest time in an id: below that of whatever is said beside the import."""
+        ...
+
+    @property
+    def done(self) -> Imported | None:
+        """What an earlier call with the same key did; then there is nothing to store."""
+        ...
+
+    async def store(self, rows: Sequence[ImportedRow]) -> None:
+        """The next messages, with strictly increasing ids."""
+        ...
+
+    async def finish(self, imported: Imported, fingerprint: str) -> None:
+        """Raises PreconditionFailed where something was said or cleared below these messages."""
+        ...
+
+
+class Imports(Protocol):
+    def open(self, command: Import) -> AbstractAsyncContextManager[ImportRun]:
+        """A transaction that is committed when the context ends, and undone by any error.
+
+        Raises InvalidValue for a store without an archive, SessionNotFound for another user's
+        session, PreconditionFailed for one with messages, SessionBusy or RequestRunning beside
+        another import of it, Overloaded beside too many of them.
+        """
+        ...
+
+
+class HotLook(msgspec.Struct, frozen=True, kw_only=True):
+    """How a session stands in the hot memory after it was made cold."""
+
+    state: "HotState"
+    now_milliseconds: int
+    """By the clock that gives ids: what is accepted from now on is not below it."""
+
+
+class HotHealing(Protocol):
+    async def heal(self, ref: SessionRef, *, settled: MessageId) -> HotLook:
+        """Have the next reader ask the archive first; nothing that is unflushed is lost.
+
+        Nothing is done where the session was cleared or deleted above ``settled``: the archive
+        does not know that yet.
+        """
         ...
 
 

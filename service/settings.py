@@ -18,6 +18,7 @@ from msgspec import Meta
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
@@ -94,6 +95,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: Annotated[int, Meta(ge=1, le=16 * MIB)] = 256 * KIB
     profile_bytes_max: Annotated[int, Meta(ge=64, le=4 * MIB)] = 64 * KIB
     body_bytes_max: Annotated[int, Meta(ge=1, le=256 * MIB)] = 8 * MIB
+
+    import_line_bytes_max: Annotated[int, Meta(ge=1, le=64 * MIB)] = MIB
+    import_bytes_max: Annotated[int, Meta(ge=1, le=64 * GIB)] = GIB
+    import_timeout_seconds: Seconds = 600.0
 
     shutdown_grace_seconds: Seconds = 25.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

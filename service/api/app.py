@@ -17,6 +17,7 @@ from service.api.documentation import (
     openapi_config,
 )
 from service.api.health import live, ready
+from service.api.imports import SessionImports
 from service.api.middleware import Deadline, Edge
 from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
 from service.api.requests import StrictRequest, refuse_unknown_parameters
@@ -50,7 +51,8 @@ def methods_by_path(routes: Litestar) -> dict[str, str]:
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
     """The application without its edge."""
     routes: list[ControllerRouterHandler] = [
-        *(TwoLines, SessionChat, Sessions, Messages, Search, Stats, Users),
+        *(TwoLines, SessionChat, Sessions, Messages, SessionImports),
+        *(Search, Stats, Users),
         *(live, ready),
     ]
     common: dict[str, Any] = {
@@ -58,7 +60,11 @@ def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettin
             "use_cases": Provide(lambda: use_cases, sync_to_thread=False, use_cache=True),
             "readiness": Provide(lambda: readiness, sync_to_thread=False, use_cache=True),
         },
-        "middleware": [DefineMiddleware(Deadline, seconds=settings.request_seconds)],
+        "middleware": [
+            DefineMiddleware(
+                Deadline, seconds=settings.request_seconds, import_seconds=settings.import_seconds
+            )
+        ],
         "request_class": StrictRequest,
         "request_max_body_size": settings.body_bytes_max,
         "before_request": refuse_unknown_parameters,

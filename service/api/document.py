@@ -14,8 +14,9 @@ from service.api.bodies import (
     TwoLineChatBody,
 )
 from service.api.problems import PROBLEM_MEDIA_TYPE
-from service.api.requests import IDEMPOTENCY_KEY
+from service.api.requests import IDEMPOTENCY_KEY, LINES_MEDIA_TYPES
 from service.api.user_bodies import ProfileBody, ProfilePatchBody
+from service.core.import_lines import ImportLine
 from service.core.recall import PAGE_LIMIT_MAX, WAIT_SECONDS_MAX
 from service.domain.context import BUDGET_TOKENS_MAX, BUDGET_TOKENS_MIN, WINDOW_LAST_MAX
 from service.domain.ids import ID_BYTES_MAX
@@ -23,7 +24,7 @@ from service.domain.words import QUERY_CHARACTERS_MAX
 
 REQUEST_BODIES: Final = (
     *(TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody),
-    *(ProfileBody, ProfilePatchBody),
+    *(ProfileBody, ProfilePatchBody, ImportLine),
 )
 
 _ID: Final = {"minLength": 1, "maxLength": ID_BYTES_MAX}
@@ -52,6 +53,7 @@ def openapi_document(described: Litestar) -> dict[str, Any]:
     )
     document["components"]["schemas"] |= schemas
     _describe_patch(document)
+    _describe_import(document)
     for operation in _operations(document):
         parameters = operation.get("parameters", [])
         for parameter in parameters:
@@ -80,6 +82,15 @@ def _describe_patch(document: dict[str, Any]) -> None:
         if "patch" in path:
             content = path["patch"]["requestBody"]["content"]
             content["application/merge-patch+json"] = content["application/json"]
+
+
+def _describe_import(document: dict[str, Any]) -> None:
+    line = {"schema": {"$ref": "#/components/schemas/ImportLine"}}
+    document["paths"]["/v1/sessions/{session_id}/import"]["post"]["requestBody"] = {
+        "description": "JSON Lines: each line is one message.",
+        "required": True,
+        "content": dict.fromkeys(LINES_MEDIA_TYPES, line),
+    }
 
 
 def _headers(status: str, *, keyed: bool, is_problem: bool) -> dict[str, Any]:

@@ -28,23 +28,29 @@ log = structlog.stdlib.get_logger("chat_memory.access")
 TURN: Final = {"turn": True}
 """Marks a handler whose time the turn's own deadline bounds."""
 
+IMPORT: Final = {"import": True}
+"""Marks a handler that takes as long as its body comes, within a bound of its own."""
+
 
 class Deadline:
     """Bounds the time of every request that is no turn."""
 
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, seconds: float, import_seconds: float) -> None:
         self._app = app
         self._seconds = seconds
+        self._import_seconds = import_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["route_handler"].opt.get("turn"):
+        marks = scope["route_handler"].opt
+        if marks.get("turn"):
             await self._app(scope, receive, send)
             return
+        seconds = self._import_seconds if marks.get("import") else self._seconds
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 await self._app(scope, receive, send)
         except TimeoutError as error:
-            raise Overloaded(f"The request took longer than {self._seconds:g} s.") from error
+            raise Overloaded(f"The request took longer than {seconds:g} s.") from error
 
 
 class Edge:

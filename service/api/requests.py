@@ -19,8 +19,9 @@ from service.ports import Once
 
 JSON_MEDIA_TYPES: Final = frozenset({"application/json"})
 PATCH_MEDIA_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
+LINES_MEDIA_TYPES: Final = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-NOT_IN_QUERIES: Final = frozenset({"use_cases", "readiness", "data", "return"})
+NOT_IN_QUERIES: Final = frozenset({"use_cases", "readiness", "request", "data", "return"})
 """Parameters of handlers that come from elsewhere."""
 
 EXACT_INTEGER_MAX: Final = 2**53
@@ -171,7 +172,12 @@ def once(key: str | None, operation: str, body: object) -> Once | None:
     """The promise of an Idempotency-Key header. Raises InvalidValue for a key out of range."""
     if key is None:
         return None
-    if _KEY.fullmatch(key) is None:
-        raise InvalidValue.of(IDEMPOTENCY_KEY, "must be 1 to 255 visible ASCII characters")
+    check_key(key)
     canonical = msgspec.json.encode(body, order="sorted")
     return Once(operation=operation, key=key, fingerprint=hashlib.sha256(canonical).hexdigest())
+
+
+def check_key(key: str | None) -> None:
+    """Raises InvalidValue for an Idempotency-Key out of range."""
+    if key is not None and _KEY.fullmatch(key) is None:
+        raise InvalidValue.of(IDEMPOTENCY_KEY, "must be 1 to 255 visible ASCII characters")

@@ -4,6 +4,7 @@ import msgspec
 from litestar.di import NamedDependency
 
 from service.core.chat import Chat
+from service.core.importing import Importing
 from service.core.profiles import UserProfiles
 from service.core.readiness import Readiness
 from service.core.recall import Recall
@@ -19,6 +20,7 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     searching: Searching
     profiles: UserProfiles
     statistics: UserStatistics
+    importing: Importing
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +29,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     request_seconds: float
     """Time for any request but a turn, which has a deadline of its own."""
     docs: bool = True
+    import_seconds: float = 600
+    """Time for an import, receiving its body included."""
 
 
 Injected = NamedDependency[UseCases]

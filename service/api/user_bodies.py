@@ -14,7 +14,8 @@ from service.domain.profiles import Fact, Topics
 class FactBody(RequestBody, frozen=True, kw_only=True):
     fact: Text
     source_message_id: Annotated[
-        str | None, Meta(description="Id of the message that told it.")
+        str | None,
+        Meta(description="Id of the message that told it.", extra_json_schema={"format": "uuid"}),
     ] = None
 
     def domain(self) -> Fact:

@@ -6,6 +6,7 @@ from pathlib import Path
 from service.adapters.memory.store import SESSION_MESSAGES_MAX
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.health import PostgresProbe
+from service.adapters.postgres.imports import IMPORTS_MAX
 from service.adapters.postgres.migrations import expected_versions
 from service.adapters.redis.client import HotLimits, RedisDoor
 from service.adapters.redis.keys import Keys
@@ -69,6 +70,24 @@ def postgres_door(
             statement_cache=settings.database_statement_cache,
         ),
         name=name,
+        observer=observer,
+    )
+    stack.push_async_callback(door.close)
+    return door
+
+
+def import_door(settings: Settings, stack: AsyncExitStack, observer: Observer) -> PostgresDoor:
+    """A door for transactions that last as long as their client sends."""
+    door = PostgresDoor(
+        settings.database_url or "",
+        ArchiveLimits(
+            connections=IMPORTS_MAX,
+            # A request's own bound ends before this one.
+            call_seconds=settings.import_timeout_seconds + 5,
+            connect_seconds=settings.database_connect_timeout_seconds,
+            statement_cache=settings.database_statement_cache,
+        ),
+        name="import",
         observer=observer,
     )
     stack.push_async_callback(door.close)

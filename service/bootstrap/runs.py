@@ -68,6 +68,7 @@ async def serve(
                 body_bytes_max=settings.body_bytes_max,
                 request_seconds=settings.request_timeout_seconds,
                 docs=settings.docs == "on",
+                import_seconds=settings.import_timeout_seconds,
             ),
             observer,
         )

@@ -16,6 +16,7 @@ from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.counters import PostgresStatistics
 from service.adapters.postgres.door import PostgresDoor
+from service.adapters.postgres.imports import PostgresImports
 from service.adapters.postgres.profiles import PostgresProfiles
 from service.adapters.postgres.search import PostgresSearch
 from service.adapters.postgres.sessions import PostgresSessions
@@ -23,6 +24,7 @@ from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
 from service.adapters.redis.client import RedisDoor
 from service.adapters.redis.durable import DurableRuns
+from service.adapters.redis.healing import RedisHealing
 from service.adapters.redis.health import RedisProbe
 from service.adapters.redis.journal import RedisJournal
 from service.adapters.redis.keys import Keys
@@ -31,14 +33,17 @@ from service.adapters.redis.sessions import RedisSessions
 from service.adapters.redis.transcripts import RedisTranscripts
 from service.adapters.redis.turns import RedisTurns
 from service.bootstrap.connections import (
+    import_door,
     postgres_dependencies,
     postgres_door,
     redis_door,
     session_arguments,
 )
 from service.core.background import Component, Looper
+from service.core.importing import NoImports
 from service.core.readiness import Dependency
 from service.core.tiered.archiving import ArchiveWaits
+from service.core.tiered.imports import TieredImports
 from service.core.tiered.profiles import TieredProfiles
 from service.core.tiered.search import TieredSearch
 from service.core.tiered.sessions import TieredSessions
@@ -47,6 +52,7 @@ from service.core.tiered.turns import TieredTurns
 from service.core.tiered.warming import Warming
 from service.ports import (
     Clock,
+    Imports,
     Journal,
     Observer,
     Profiles,
@@ -81,6 +87,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     """None where there is no archive."""
     statistics: Statistics | None = None
     """Likewise."""
+    imports: Imports = NoImports()
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
@@ -106,21 +113,11 @@ async def open_store(
                 door = postgres_door(settings, stack, observer, name="api")
                 store = _redis_store(settings, stack, clock, observer, postgres=door)
                 away = postgres_dependencies(door, required=False)
-                yield msgspec.structs.replace(store, dependencies=(*store.dependencies, *away))
-
-
-def _profiles(
-    settings: Settings, redis: RedisDoor, keys: Keys, postgres: PostgresDoor | None
-) -> Profiles:
-    if postgres is None:
-        return RedisProfiles(redis, keys)
-    copies = RedisProfileCopies(
-        redis,
-        keys,
-        ttl_seconds=settings.session_ttl_seconds,
-        mark_seconds=MARK_CALLS * settings.database_timeout_seconds,
-    )
-    return TieredProfiles(PostgresProfiles(postgres), copies)
+                yield msgspec.structs.replace(
+                    store,
+                    dependencies=(*store.dependencies, *away),
+                    components=(_sweeper(door, observer),),
+                )
 
 
 def _memory_store(settings: Settings, clock: Clock) -> Store:
@@ -158,14 +155,24 @@ def _postgres_store(
         search=PostgresSearch(door, clock),
         statistics=PostgresStatistics(door),
         dependencies=postgres_dependencies(door, required=True),
-        components=(
-            Looper(
-                "postgres-sweeper",
-                PostgresSweeper(door).sweep,
-                pause_seconds=SWEEP_PAUSE_SECONDS,
-                observer=observer,
-            ),
-        ),
+        imports=_postgres_imports(settings, stack, clock, observer),
+        components=(_sweeper(door, observer),),
+    )
+
+
+def _postgres_imports(
+    settings: Settings, stack: AsyncExitStack, clock: Clock, observer: Observer
+) -> PostgresImports:
+    door = import_door(settings, stack, observer)
+    return PostgresImports(door, clock, once_seconds=settings.idempotency_ttl_seconds)
+
+
+def _sweeper(door: PostgresDoor, observer: Observer) -> Component:
+    return Looper(
+        "postgres-sweeper",
+        PostgresSweeper(door).sweep,
+        pause_seconds=SWEEP_PAUSE_SECONDS,
+        observer=observer,
     )
 
 
@@ -198,24 +205,36 @@ def _redis_store(
     if journal and archive:
         waits = ArchiveWaits(journal, archive, seconds=settings.archive_wait_seconds)
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
-    return Store(
+    sessions = RedisSessions(door, arguments, once_seconds=once_seconds)
+    store = Store(
         transcripts=TieredTranscripts(transcripts, warming, waits, observer),
-        sessions=TieredSessions(
-            RedisSessions(door, arguments, once_seconds=once_seconds),
-            transcripts,
-            archive,
-            warming,
-            waits,
-        ),
+        sessions=TieredSessions(sessions, transcripts, archive, warming, waits),
         turns=TieredTurns(turns, warming, waits),
-        statistics=PostgresStatistics(postgres) if postgres else None,
-        profiles=_profiles(settings, door, arguments.keys, postgres),
-        search=(
-            TieredSearch(PostgresSearch(postgres, clock), journal, shards=settings.journal_shards)
-            if postgres and journal
-            else None
-        ),
+        profiles=RedisProfiles(door, arguments.keys),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=journal,
         check=layout.verify,
     )
+    if postgres is None or journal is None or waits is None:
+        return store
+    imports = _postgres_imports(settings, stack, clock, observer)
+    search = PostgresSearch(postgres, clock)
+    return msgspec.structs.replace(
+        store,
+        profiles=_archived_profiles(settings, door, arguments.keys, postgres),
+        search=TieredSearch(search, journal, shards=settings.journal_shards),
+        statistics=PostgresStatistics(postgres),
+        imports=TieredImports(RedisHealing(door, arguments), imports, waits),
+    )
+
+
+def _archived_profiles(
+    settings: Settings, redis: RedisDoor, keys: Keys, postgres: PostgresDoor
+) -> Profiles:
+    copies = RedisProfileCopies(
+        redis,
+        keys,
+        ttl_seconds=settings.session_ttl_seconds,
+        mark_seconds=MARK_CALLS * settings.database_timeout_seconds,
+    )
+    return TieredProfiles(PostgresProfiles(postgres), copies)

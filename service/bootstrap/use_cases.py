@@ -10,6 +10,7 @@ from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
 from service.core.chat import Chat, ChatSettings
 from service.core.counting import Counting
+from service.core.importing import Importing, ImportLimits
 from service.core.profiles import UserProfiles
 from service.core.prompting import Prompting
 from service.core.recall import Recall
@@ -106,6 +107,7 @@ def _wired(
         searching=Searching(store.search),
         profiles=profiles,
         statistics=UserStatistics(store.statistics, clock=clock),
+        importing=importing_of(settings, store, counting),
         chat=Chat(
             store.turns,
             model,
@@ -118,6 +120,15 @@ def _wired(
             observer=observer,
         ),
     )
+
+
+def importing_of(settings: Settings, store: Store, counting: Counting) -> Importing:
+    limits = ImportLimits(
+        message_bytes_max=settings.message_bytes_max,
+        line_bytes_max=settings.import_line_bytes_max,
+        bytes_max=settings.import_bytes_max,
+    )
+    return Importing(store.imports, counting, limits)
 
 
 def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:

@@ -91,15 +91,18 @@ class SessionExists(ChatMemoryError):
 
 
 class SessionBusy(ChatMemoryError):
-    """Another turn is running in the session."""
+    """Another turn or an import is running in the session."""
 
     code = "session_busy"
     title = "The session is busy"
 
-    def __init__(self, *, retry_after_seconds: int) -> None:
-        super().__init__(
-            "Another turn is running in this session.", retry_after_seconds=retry_after_seconds
-        )
+    def __init__(
+        self,
+        *,
+        retry_after_seconds: int,
+        detail: str = "Another turn is running in this session.",
+    ) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
 
 
 class TurnLost(ChatMemoryError):
@@ -132,8 +135,12 @@ class PreconditionFailed(ChatMemoryError):
     code = "precondition_failed"
     title = "The session has moved on"
 
-    def __init__(self, last_id: str | None) -> None:
-        super().__init__("The session's last message is another one than if_last_id says.")
+    def __init__(
+        self,
+        last_id: str | None,
+        detail: str = "The session's last message is another one than if_last_id says.",
+    ) -> None:
+        super().__init__(detail)
         self.last_id = last_id
 
 

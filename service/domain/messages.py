@@ -51,6 +51,14 @@ class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """None for the default vocabulary."""
     cost: TurnCost | None = None
     """What a turn's answer cost; no caller is shown it with the message."""
+    said_at: datetime | None = msgspec.field(default=None, name="created_at")
+    """When it was said, of an imported message whose id has another time; in UTC."""
+
+    def without_time_of(self, identity: MessageId) -> "MessageBody":
+        """The body as it is stored under an id, which may tell the time already."""
+        if self.said_at != id_time(identity):
+            return self
+        return msgspec.structs.replace(self, said_at=None)
 
 
 class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +68,7 @@ class Message(MessageBody, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def created_at(self) -> datetime:
-        return id_time(self.id)
+        return self.said_at or id_time(self.id)
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -1,6 +1,7 @@
 """The OpenAPI document is held to the service by schemathesis, on real stores and a real socket."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from tests.support.stores import Recorder
 EXAMPLES_PER_OPERATION = 25
 SECONDS_MAX = 240
 BODY_BYTES_MAX = 8 * 1024 * 1024
-CONFIGURATION = Path(__file__).parents[1] / "schemathesis.toml"
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "tests" / "schemathesis.toml"
 
 
 async def schemathesis(url: str) -> tuple[int, str]:
@@ -36,6 +38,8 @@ async def schemathesis(url: str) -> tuple[int, str]:
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks"},
+        cwd=ROOT,
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), SECONDS_MAX)

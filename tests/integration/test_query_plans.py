@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 import asyncpg
 import pytest
 
-from service.adapters.postgres import archive, counters, profiles, search, writer
+from service.adapters.postgres import archive, counters, imports, profiles, search, writer
 from service.adapters.postgres.keys import session_key
 from service.domain.ids import HIGHEST_ID, ZERO_ID
 from service.ports import SearchQuery
@@ -81,6 +81,7 @@ async def filled(postgres) -> AsyncGenerator[asyncpg.Connection]:
         ),
         (profiles.GET, ("default", "u7"), "profiles_pkey"),
         (writer.CLAIM_MESSAGES, ([KEY], ["u7"]), "messages_pkey"),
+        (imports.COUNT_THROUGH, (*PLACE, *BOUNDS), "messages_pkey"),
         (writer.LOCK_SESSIONS, ([KEY],), "sessions_pkey"),
         (writer.FORGET, ([KEY], [HIGHEST_ID], [False]), "messages_pkey"),
     ],

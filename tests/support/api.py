@@ -37,6 +37,7 @@ async def api_client(
     docs: bool = True,
     body_bytes_max: int = BODY_BYTES_MAX,
     request_seconds: float = 20,
+    import_seconds: float = 60,
 ) -> AsyncGenerator[Client]:
     recorder, clock = Recorder(), SystemClock()
     chosen = msgspec.structs.replace(
@@ -58,6 +59,7 @@ async def api_client(
                 body_bytes_max=body_bytes_max,
                 request_seconds=request_seconds,
                 docs=docs,
+                import_seconds=import_seconds,
             ),
             recorder,
         )

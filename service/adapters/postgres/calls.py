@@ -32,11 +32,13 @@ WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
 
 # What is overwritten has expired or is a turn that begins again.
 KEEP: Final[LiteralString] = """
-INSERT INTO calls (session_key, tenant, operation, key, fingerprint, state, token, ids, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9))
+INSERT INTO calls (session_key, tenant, operation, key, fingerprint, state, token, ids, expires_at,
+                   result)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9), $10)
 ON CONFLICT (session_key, operation, key) DO UPDATE
 SET fingerprint = EXCLUDED.fingerprint, state = EXCLUDED.state, token = EXCLUDED.token,
-    ids = EXCLUDED.ids, answer_id = NULL, result = '', expires_at = EXCLUDED.expires_at
+    ids = EXCLUDED.ids, answer_id = NULL, result = EXCLUDED.result,
+    expires_at = EXCLUDED.expires_at
 """
 
 # Over all tenants: nothing of a record is shown. What another process works on is left to it.
@@ -135,6 +137,7 @@ async def keep_record(
     *,
     state: CallState = "done",
     token: str = "",
+    result: bytes = b"",
 ) -> None:
     await connection.execute(
         KEEP,
@@ -147,6 +150,7 @@ async def keep_record(
         token,
         ids,
         call.lifetime_seconds,
+        result,
     )
 
 

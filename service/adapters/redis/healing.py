@@ -1,0 +1,25 @@
+"""Making a session cold whose archive changed by itself."""
+
+from typing import Final
+
+from service.adapters.redis.client import RedisDoor, Script
+from service.adapters.redis.replies import SessionArguments
+from service.domain.ids import MessageId
+from service.domain.sessions import SessionRef
+from service.ports import HotLook
+
+HEAL: Final = Script("heal", of_session=True)
+
+
+class RedisHealing:
+    """HotHealing in Redis. Repeating it changes nothing but the epoch."""
+
+    def __init__(self, door: RedisDoor, arguments: SessionArguments) -> None:
+        self._door = door
+        self._arguments = arguments
+
+    async def heal(self, ref: SessionRef, *, settled: MessageId) -> HotLook:
+        keys = self._arguments.keys.session(ref).listed()
+        words = [*self._arguments.shared(ref), settled]
+        now, state = await self._door.run(HEAL, keys, words)
+        return HotLook(state=self._arguments.state(state), now_milliseconds=now)

@@ -1,0 +1,398 @@
+"""Imports over HTTP into the stores that have an archive: all or nothing, seen by every reader."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from service.adapters.openai.chat_completions import NoModel
+from service.adapters.postgres.imports import IMPORTS_MAX
+from service.adapters.redis.healing import RedisHealing
+from service.bootstrap.ambient import SystemClock
+from service.bootstrap.flushers import open_flusher
+from service.domain.errors import HotUnavailable
+from service.settings import Settings
+from tests.support.api import Client, api_client
+from tests.support.stores import Recorder
+
+LINES = {"content-type": "application/jsonl"}
+START = datetime(2020, 1, 1, tzinfo=UTC)
+MESSAGES = "/v1/sessions/s/messages"
+
+
+@pytest.fixture(params=["postgres", "hybrid"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    hybrid = request.param == "hybrid"
+    return Settings(
+        store=request.param,
+        database_url=request.getfixturevalue("database_url"),
+        redis_url=request.getfixturevalue("redis_url") if hybrid else None,
+        hot_messages_max=20,
+        archive_wait_seconds=0.5,
+    )
+
+
+@pytest.fixture
+def hybrid_only(hybrid_settings: Settings) -> Settings:
+    return msgspec.structs.replace(hybrid_settings, hot_messages_max=20, archive_wait_seconds=0.5)
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncGenerator[Client]:
+    async with api_client(NoModel("none"), settings, body_bytes_max=100_000) as client:
+        yield client
+
+
+@pytest.fixture
+async def hybrid(hybrid_only: Settings) -> AsyncGenerator[Client]:
+    async with api_client(NoModel("none"), hybrid_only, body_bytes_max=100_000) as client:
+        yield client
+
+
+async def flush(settings: Settings) -> None:
+    if settings.store != "hybrid":
+        return
+    clock, recorder = SystemClock(), Recorder()
+    async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, ownership):
+        await ownership.renew()
+        while await flusher.flush_once():
+            pass
+        await ownership.give_up()
+
+
+def lines(count: int, *, first: int = 0, **fields: Any) -> bytes:
+    return b"".join(
+        msgspec.json.encode(
+            {
+                "role": "user",
+                "content": str(number),
+                "created_at": START + timedelta(minutes=number),
+            }
+            | fields
+        )
+        + b"\n"
+        for number in range(first, first + count)
+    )
+
+
+async def imported(
+    api: Client, body: Any, session: str = "s", *, key: str | None = None, **query: str
+) -> httpx.Response:
+    headers = LINES | ({"Idempotency-Key": key} if key else {})
+    path = f"/v1/sessions/{session}/import"
+    return await api.http.post(path, content=body, headers=headers, params=query)
+
+
+async def contents(api: Client, **query: Any) -> list[str]:
+    response = await api.http.get(MESSAGES, params={"limit": 1000} | query)
+    assert response.status_code == 200, response.text
+    return [item["content"] for item in response.json()["items"]]
+
+
+async def say(api: Client, content: str, **fields: Any) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": content}]} | fields
+    response = await api.http.post(MESSAGES, json=body)
+    assert response.status_code == 201, response.text
+    return response
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (status, code), problem
+    return problem
+
+
+def texts(*numbers: int) -> list[str]:
+    return [str(number) for number in numbers]
+
+
+async def test_what_was_imported_is_read_everywhere_with_its_times(api):
+    response = await imported(api, lines(30), user_id="ada")
+    assert response.status_code == 201, response.text
+    answer = response.json()
+    assert set(answer) == {"imported", "first_id", "last_id"}
+    assert answer["imported"] == 30
+
+    page = (await api.http.get(MESSAGES, params={"limit": 30})).json()["items"]
+    assert [item["content"] for item in page] == texts(*range(30))
+    assert (page[0]["id"], page[-1]["id"]) == (answer["first_id"], answer["last_id"])
+    assert page[7]["created_at"] == "2020-01-01T00:07:00Z"
+    session = (await api.http.get("/v1/sessions/s")).json()
+    assert (session["message_count"], session["user_id"]) == (30, "ada")
+    assert session["archived_through"] == session["last_id"] == answer["last_id"]
+    history = (await api.http.get("/history/s", params={"limit": 3})).json()["messages"]
+    assert [item["content"] for item in history] == texts(27, 28, 29)
+    listed = (await api.http.get("/v1/sessions", params={"user_id": "ada"})).json()["items"]
+    assert [item["id"] for item in listed] == ["s"]
+
+
+async def test_a_range_of_time_is_one_of_the_imported_times(api):
+    await imported(api, lines(30))
+    bounds = {"from": "2020-01-01T00:05:00Z", "to": "2020-01-01T00:08:00Z"}
+    assert await contents(api, **bounds) == texts(5, 6, 7)
+
+
+async def test_a_bad_line_stores_nothing_of_those_before_it(api):
+    body = lines(2500) + b'{"role":"user"}\n' + lines(10)
+    problem = refused(await imported(api, body), 422, "invalid_value")
+    assert [error["field"] for error in problem["errors"]] == ["line 2501.content"]
+    refused(await api.http.get("/v1/sessions/s"), 404, "not_found")
+    assert (await imported(api, lines(3))).status_code == 201
+    assert await contents(api) == texts(0, 1, 2)
+
+
+async def test_only_an_empty_session_is_imported_into(api, settings):
+    last_id = (await say(api, "here")).json()["messages"][0]["id"]
+    for _ in range(2):
+        assert refused(await imported(api, lines(3)), 412, "precondition_failed")["last_id"] == (
+            last_id
+        )
+        await flush(settings)
+    assert await contents(api) == ["here"]
+    assert (await api.http.get("/v1/sessions/s")).json()["message_count"] == 1
+
+
+async def test_an_import_into_another_users_session_finds_none(api, settings):
+    await api.http.post("/v1/sessions", json={"id": "s", "user_id": "ada"})
+    for _ in range(2):
+        refused(await imported(api, lines(1), user_id="bob"), 404, "not_found")
+        await flush(settings)
+    assert (await imported(api, lines(1), user_id="ada")).status_code == 201
+
+
+async def test_a_session_keeps_what_it_was_made_with(api, settings):
+    made = {"id": "s", "user_id": "ada", "metadata": {"a": 1}, "ttl_seconds": 100}
+    await api.http.post("/v1/sessions", json=made | {"context": {"strategy": "buffer"}})
+    assert (await imported(api, lines(30))).status_code == 201
+    for _ in range(2):
+        session = (await api.http.get("/v1/sessions/s")).json()
+        assert {name: session[name] for name in made} == made
+        assert session["message_count"] == 30
+        context = (await api.http.get("/v1/sessions/s/context")).json()
+        assert (context["strategy"], len(context["messages"])) == ("buffer", 30)
+        await flush(settings)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+@pytest.mark.parametrize("gone", ["/v1/sessions/s", MESSAGES])
+async def test_a_cleared_or_deleted_session_is_empty(hybrid, hybrid_only, gone, flushed):
+    await say(hybrid, "old", user_id="ada")
+    await flush(hybrid_only)
+    assert (await hybrid.http.delete(gone)).status_code == 204
+    if flushed:
+        await flush(hybrid_only)
+        response = await imported(hybrid, lines(25))
+    else:
+        # The archive does not know yet: the import waits for it, and is told where that is long.
+        refused(await imported(hybrid, lines(25)), 503, "archive_unavailable")
+        # Nor was what is gone taken back from the archive.
+        assert (await hybrid.http.get("/history/s")).json()["messages"] == []
+        found = (await hybrid.http.get("/v1/sessions/s")).status_code
+        assert found == (200 if gone == MESSAGES else 404)
+        importing = asyncio.ensure_future(imported(hybrid, lines(25)))
+        await flush(hybrid_only)
+        response = await importing
+    assert response.status_code == 201, response.text
+    assert await contents(hybrid) == texts(*range(25))
+    session = (await hybrid.http.get("/v1/sessions/s")).json()
+    assert (session["message_count"], session["user_id"]) == (
+        25,
+        "ada" if gone == MESSAGES else None,
+    )
+    await say(hybrid, "new")
+    await flush(hybrid_only)
+    assert await contents(hybrid) == [*texts(*range(25)), "new"]
+
+
+async def test_a_cleared_or_deleted_session_is_empty_in_postgres_too(api, settings):
+    for gone in (MESSAGES, "/v1/sessions/s"):
+        await say(api, "old")
+        await flush(settings)
+        await api.http.delete(gone)
+        await flush(settings)
+        assert (await imported(api, lines(5))).status_code == 201
+        assert await contents(api) == texts(*range(5))
+        await api.http.delete(gone)
+        await flush(settings)
+
+
+class Gate:
+    """A body that stops in its middle until it may go on."""
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self.reached, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self._before, self._after = before, after
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        yield self._before
+        self.reached.set()
+        await self.may_go_on.wait()
+        yield self._after
+
+
+async def test_what_is_said_beside_an_import_comes_after_it(api, settings):
+    gate = Gate(lines(1500), lines(1500, first=1500))
+    importing = asyncio.ensure_future(imported(api, gate))
+    await gate.reached.wait()
+    # A reader that finds the session empty, one that writes, and a flusher that is not held up.
+    await api.http.get("/history/s")
+    await say(api, "beside", user_id="ada")
+    await asyncio.wait_for(flush(settings), 3)
+    await say(api, "unflushed")
+    assert await contents(api) == ["beside", "unflushed"]
+    gate.may_go_on.set()
+
+    response = await importing
+    assert response.status_code == 201, response.text
+    for _ in range(2):
+        session = (await api.http.get("/v1/sessions/s")).json()
+        assert (session["message_count"], session["user_id"]) == (3002, "ada")
+        recent = (await api.http.get("/history/s", params={"limit": 30})).json()["messages"]
+        assert [one["content"] for one in recent][-3:] == ["2999", "beside", "unflushed"]
+        assert len(recent) == 30
+        assert (await contents(api))[:2] == texts(0, 1)
+        await flush(settings)
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions/s", MESSAGES])
+async def test_a_session_that_is_cleared_or_deleted_beside_an_import(hybrid, hybrid_only, path):
+    gate = Gate(lines(1500), lines(10, first=1500))
+    importing = asyncio.ensure_future(imported(hybrid, gate))
+    await gate.reached.wait()
+    await say(hybrid, "beside")
+    await hybrid.http.delete(path)
+    gate.may_go_on.set()
+    assert (await importing).status_code == 201
+    for _ in range(2):
+        history = await hybrid.http.get("/history/s")
+        assert history.json()["messages"] == []
+        found = (await hybrid.http.get("/v1/sessions/s")).status_code
+        assert found == (200 if path == MESSAGES else 404)
+        await flush(hybrid_only)
+    await say(hybrid, "new")
+    assert await contents(hybrid) == ["new"]
+    assert (await hybrid.http.get("/v1/sessions/s")).json()["message_count"] == 1
+
+
+async def test_another_import_into_the_session_is_told_so(api):
+    gate = Gate(lines(1), lines(1, first=1))
+    importing = asyncio.ensure_future(imported(api, gate, key="k"))
+    await gate.reached.wait()
+    assert refused(await imported(api, lines(1)), 409, "session_busy")
+    assert refused(await imported(api, lines(1), key="k"), 409, "request_running")
+    gate.may_go_on.set()
+    assert (await importing).json()["imported"] == 2
+
+
+async def test_more_imports_than_there_are_connections_are_refused(api):
+    gates = [Gate(lines(1), lines(1, first=1)) for _ in range(IMPORTS_MAX)]
+    running = [
+        asyncio.ensure_future(imported(api, gate, f"s{place}")) for place, gate in enumerate(gates)
+    ]
+    for gate in gates:
+        await gate.reached.wait()
+    response = await imported(api, lines(1))
+    refused(response, 503, "overloaded")
+    assert response.headers["retry-after"]
+    for gate in gates:
+        gate.may_go_on.set()
+    assert [(await one).status_code for one in running] == [201] * IMPORTS_MAX
+    assert (await imported(api, lines(1))).status_code == 201
+
+
+async def test_a_repeated_call_is_answered_as_the_first_was(api):
+    first = await imported(api, lines(3), key="k", user_id="ada")
+    again = await imported(api, lines(3), key="k", user_id="ada")
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert await contents(api) == texts(0, 1, 2)
+    for other in (
+        await imported(api, lines(4), key="k", user_id="ada"),
+        await imported(api, lines(3), key="k"),
+    ):
+        refused(other, 422, "idempotency_key_reused")
+    refused(await imported(api, lines(3), key="other"), 412, "precondition_failed")
+
+
+async def test_a_refused_call_leaves_its_key_free(api):
+    refused(await imported(api, lines(3) + b"{}", key="k"), 400, "invalid_request")
+    assert (await imported(api, lines(3), key="k")).status_code == 201
+
+
+async def test_an_import_that_died_before_its_healing_is_healed_by_its_repetition(
+    hybrid, monkeypatch
+):
+    heal, calls = RedisHealing.heal, 0
+
+    async def died(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise HotUnavailable("gone")
+        look = await heal(*arguments, **named)
+        # Somebody looks, and finds nothing: the session is known to be empty from here on.
+        await hybrid.http.get("/history/s")
+        return look
+
+    monkeypatch.setattr(RedisHealing, "heal", died)
+    refused(await imported(hybrid, lines(3), key="k"), 503, "hot_unavailable")
+    assert (await hybrid.http.get("/history/s")).json()["messages"] == []
+    monkeypatch.setattr(RedisHealing, "heal", heal)
+    assert (await imported(hybrid, lines(3), key="k")).headers["Idempotency-Replayed"] == "true"
+    assert await contents(hybrid) == texts(0, 1, 2)
+    assert len((await hybrid.http.get("/history/s")).json()["messages"]) == 3
+
+
+async def test_reasons_to_refuse_before_a_line_is_read(api):
+    refused(await imported(api, b""), 422, "invalid_value")
+    path = "/v1/sessions/s/import"
+    refused(await api.http.post(path, content=lines(1)), 415, "unsupported_media_type")
+    refused(await api.http.post(path, json={}), 415, "unsupported_media_type")
+    refused(await imported(api, lines(1), key="a b"), 422, "invalid_value")
+    refused(await imported(api, lines(1), user_id=""), 422, "invalid_value")
+    refused(await imported(api, lines(1), other="x"), 400, "invalid_request")
+    for media_type in ("application/x-ndjson", "application/x-jsonlines; charset=utf-8"):
+        headers = {"content-type": media_type}
+        session = f"/v1/sessions/{media_type[-5:]}/import".replace("=", "")
+        assert (await api.http.post(session, content=lines(1), headers=headers)).status_code == 201
+
+
+@pytest.fixture(params=["memory", "redis"])
+def forgetful(request: pytest.FixtureRequest) -> Settings:
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    return Settings(store=request.param, redis_url=url)
+
+
+async def test_a_store_without_an_archive_says_so_before_it_reads(forgetful):
+    async with api_client(NoModel("none"), forgetful) as api:
+        gate = Gate(b"", b"")
+        problem = refused(await imported(api, gate), 422, "invalid_value")
+        assert "this store has no archive" in problem["detail"]
+        assert not gate.reached.is_set()
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_what_was_imported_is_found_and_counted_under_its_owner(api, settings, named):
+    if not named:
+        await api.http.post("/v1/sessions", json={"id": "s", "user_id": "ada"})
+        await flush(settings)
+    path = "/v1/sessions/s/import" + ("?user_id=ada" if named else "")
+    response = await api.http.post(path, content=lines(3, content="東京 tower"), headers=LINES)
+    assert response.status_code == 201, response.text
+    for query in (
+        "q=tower",
+        "q=東京",
+        "user_id=ada",
+        "q=tower&user_id=ada&to=2020-01-02T00:00:00Z",
+    ):
+        found = (await api.http.get(f"/v1/messages?{query}")).json()["items"]
+        assert len(found) == 3, query
+    assert (await api.http.get("/v1/messages?user_id=eve")).json()["items"] == []
+    days = "from=2020-01-01T00:00:00Z&to=2020-02-01T00:00:00Z"
+    stats = (await api.http.get(f"/v1/stats?{days}&user_id=ada")).json()["items"]
+    assert [(one["key"], one["messages"]) for one in stats] == [("2020-01-01", 3)]
