@@ -15,6 +15,7 @@ from service.api.documentation import (
     documentation_page,
     openapi_config,
 )
+from service.api.erasure import UserErasure
 from service.api.health import live, ready
 from service.api.middleware import Deadline, Edge
 from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
@@ -35,7 +36,11 @@ def create_app(
 
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
     """The application without its edge."""
-    routes: list[ControllerRouterHandler] = [TwoLines, SessionChat, Sessions, Messages, live, ready]
+    routes: list[ControllerRouterHandler] = [
+        *(TwoLines, SessionChat, Sessions, Messages),
+        UserErasure,
+        *(live, ready),
+    ]
     common: dict[str, Any] = {
         "dependencies": {
             "use_cases": Provide(lambda: use_cases, sync_to_thread=False, use_cache=True),

@@ -4,6 +4,7 @@ import msgspec
 from litestar.di import NamedDependency
 
 from service.core.chat import Chat
+from service.core.erasing import Erasing
 from service.core.readiness import Readiness
 from service.core.recall import Recall
 from service.core.recording import Recording
@@ -13,6 +14,7 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     recording: Recording
     recall: Recall
     chat: Chat
+    erasing: Erasing
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):

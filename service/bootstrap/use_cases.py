@@ -10,6 +10,7 @@ from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
 from service.core.chat import Chat, ChatSettings
 from service.core.counting import Counting
+from service.core.erasing import Erasing
 from service.core.prompting import Prompting
 from service.core.recall import Recall
 from service.core.recording import Recording
@@ -110,6 +111,7 @@ def _wired(
             clock=clock,
             observer=observer,
         ),
+        erasing=Erasing(store.erasure, store.forget_profile, clock),
     )
 
 

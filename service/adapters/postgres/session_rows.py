@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 
 from service.adapters.postgres.door import Connection
-from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.keys import is_row_of, session_key
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import role_of
@@ -44,6 +44,7 @@ SET message_count = message_count + cardinality($3::uuid[]),
     last_id = $7,
     archived_through = $7,
     user_id = COALESCE(user_id, $8),
+    session_id = $9,
     deleted = false
 WHERE session_key = $1 AND tenant = $2
 """
@@ -119,12 +120,13 @@ async def say(
         ids[0],
         ids[-1],
         user_id,
+        row.ref.session_id,
     )
     return ids
 
 
 def _session_row(ref: SessionRef, row: asyncpg.Record) -> SessionRow:
-    if (row["tenant"], row["session_id"]) != (ref.tenant, ref.session_id):
+    if not is_row_of(ref, row["tenant"], row["session_id"]):
         # Never silent: two sessions with one 128-bit hash would share their messages.
         raise AssertionError("two sessions have the same key")
     cleared_through = MessageId(str(row["cleared_through"]))
