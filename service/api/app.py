@@ -15,13 +15,13 @@ from service.api.documentation import (
     documentation_page,
     openapi_config,
 )
-from service.api.erasure import UserErasure
 from service.api.health import live, ready
 from service.api.middleware import Deadline, Edge
 from service.api.problems import answer_domain_error, answer_http_error, answer_unexpected
 from service.api.requests import StrictRequest, refuse_unknown_parameters
 from service.api.sessions import Messages, Sessions
 from service.api.use_cases import ApiSettings, UseCases
+from service.api.user_data import UserData
 from service.core.readiness import Readiness
 from service.domain.errors import ChatMemoryError
 from service.ports import Observer
@@ -38,7 +38,7 @@ def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettin
     """The application without its edge."""
     routes: list[ControllerRouterHandler] = [
         *(TwoLines, SessionChat, Sessions, Messages),
-        UserErasure,
+        UserData,
         *(live, ready),
     ]
     common: dict[str, Any] = {

@@ -27,23 +27,41 @@ log = structlog.stdlib.get_logger("chat_memory.access")
 TURN: Final = {"turn": True}
 """Marks a handler whose time the turn's own deadline bounds."""
 
+STREAM: Final = {"stream": True}
+"""Marks a handler whose answer takes as long as its reader; it ends where nobody reads."""
+UNREAD_SECONDS: Final = 30.0
+"""Longest wait until the reader of a stream takes the next part of it."""
+
 
 class Deadline:
-    """Bounds the time of every request that is no turn."""
+    """Bounds the time of every request that is no turn, and of a stream that of each part."""
 
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, seconds: float, unread_seconds: float = UNREAD_SECONDS
+    ) -> None:
         self._app = app
         self._seconds = seconds
+        self._unread_seconds = unread_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["route_handler"].opt.get("turn"):
             await self._app(scope, receive, send)
+            return
+        if scope["route_handler"].opt.get("stream"):
+            await self._app(scope, receive, self._impatient(send))
             return
         try:
             async with asyncio.timeout(self._seconds):
                 await self._app(scope, receive, send)
         except TimeoutError as error:
             raise Overloaded(f"The request took longer than {self._seconds:g} s.") from error
+
+    def _impatient(self, send: Send) -> Send:
+        async def bounded(message: Message) -> None:
+            async with asyncio.timeout(self._unread_seconds):
+                await send(message)
+
+        return bounded
 
 
 class Edge:

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from litestar import Request
 from litestar.handlers import BaseRouteHandler
+from litestar.params import PathParameter
 
 from service.api.problems import UnsupportedMediaType, misfit
 from service.domain.errors import FieldError, InvalidRequest, InvalidValue
@@ -106,7 +107,12 @@ def _decoded(text: bytes) -> str | None:
 @cache
 def _parameters(handler: BaseRouteHandler) -> frozenset[str]:
     hints = get_type_hints(handler.fn, include_extras=True)
-    return frozenset(_query_name(name, hint) for name, hint in hints.items()) - NOT_IN_QUERIES
+    named = (_query_name(name, hint) for name, hint in hints.items() if not _in_path(hint))
+    return frozenset(named) - NOT_IN_QUERIES
+
+
+def _in_path(hint: Any) -> bool:
+    return any(isinstance(extra, PathParameter) for extra in getattr(hint, "__metadata__", ()))
 
 
 def _query_name(name: str, hint: Any) -> str:

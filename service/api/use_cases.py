@@ -5,6 +5,7 @@ from litestar.di import NamedDependency
 
 from service.core.chat import Chat
 from service.core.erasing import Erasing
+from service.core.exporting import Exporting
 from service.core.readiness import Readiness
 from service.core.recall import Recall
 from service.core.recording import Recording
@@ -15,6 +16,7 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     recall: Recall
     chat: Chat
     erasing: Erasing
+    exporting: Exporting
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):

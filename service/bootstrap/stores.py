@@ -35,6 +35,7 @@ from service.bootstrap.connections import (
 )
 from service.core.background import Component, Looper
 from service.core.erasing import ForgetProfile
+from service.core.exporting import ReadProfile
 from service.core.readiness import Dependency
 from service.core.tiered.archiving import ArchiveWaits
 from service.core.tiered.erasing import ErasableArchive, TieredErasure, TieredUserSessions
@@ -66,10 +67,15 @@ async def nothing_to_check() -> str | None:
     return None
 
 
-async def no_profile(tenant: str, user_id: str) -> bool:
+async def no_profile_to_forget(tenant: str, user_id: str) -> bool:
     """For stores that keep no profiles."""
     del tenant, user_id
     return False
+
+
+async def no_profile_to_read(tenant: str, user_id: str) -> None:
+    """For stores that keep no profiles."""
+    del tenant, user_id
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +87,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     erasure: Erasure
     user_sessions: UserSessions
     forget_profile: ForgetProfile
+    read_profile: ReadProfile
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
@@ -122,7 +129,8 @@ def _memory_store(settings: Settings, clock: Clock) -> Store:
         turns=MemoryTurns(store),
         erasure=MemoryErasure(store),
         user_sessions=MemoryUserSessions(store),
-        forget_profile=no_profile,
+        forget_profile=no_profile_to_forget,
+        read_profile=no_profile_to_read,
     )
 
 
@@ -144,6 +152,7 @@ def _postgres_store(
         erasure=PostgresErasure(door, clock),
         user_sessions=PostgresUserSessions(door),
         forget_profile=PostgresArchiveErasure(door).forget_profile,
+        read_profile=PostgresArchiveErasure(door).read_profile,
         dependencies=postgres_dependencies(door, required=True),
         components=(
             Looper(
@@ -198,7 +207,8 @@ def _redis_store(
         turns=TieredTurns(turns, warming, waits),
         erasure=TieredErasure(hot_erasure, _erasable(archive, erasure, waits)),
         user_sessions=TieredUserSessions(hot_erasure, archive),
-        forget_profile=erasure.forget_profile if erasure else no_profile,
+        forget_profile=erasure.forget_profile if erasure else no_profile_to_forget,
+        read_profile=erasure.read_profile if erasure else no_profile_to_read,
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=journal,
         check=layout.verify,

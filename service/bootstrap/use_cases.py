@@ -11,6 +11,7 @@ from service.bootstrap.stores import Store
 from service.core.chat import Chat, ChatSettings
 from service.core.counting import Counting
 from service.core.erasing import Erasing
+from service.core.exporting import Exporting
 from service.core.prompting import Prompting
 from service.core.recall import Recall
 from service.core.recording import Recording
@@ -112,6 +113,9 @@ def _wired(
             observer=observer,
         ),
         erasing=Erasing(store.erasure, store.forget_profile, clock),
+        exporting=Exporting(
+            store.user_sessions, store.sessions, store.transcripts, store.read_profile, clock
+        ),
     )
 
 

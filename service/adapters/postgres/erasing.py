@@ -3,11 +3,14 @@
 from collections.abc import AsyncGenerator
 from typing import Final, LiteralString
 
+import msgspec
+
 from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.session_rows import lock_session
 from service.adapters.postgres.writer import FORGET, LOCK_SESSIONS
+from service.core.exporting import ProfileCopy
 from service.domain.errors import Overloaded
 from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef
@@ -82,6 +85,11 @@ DELETE FROM profiles WHERE tenant = $1 AND user_id = $2 RETURNING true
 """
 
 
+READ_PROFILE: Final[LiteralString] = """
+SELECT document, updated_at FROM profiles WHERE tenant = $1 AND user_id = $2
+"""
+
+
 class PostgresArchiveErasure:
     """ArchiveErasure in PostgreSQL."""
 
@@ -102,6 +110,13 @@ class PostgresArchiveErasure:
         """Whether there was one."""
         async with self._door.connection() as connection:
             return await connection.fetchval(DELETE_PROFILE, tenant, user_id) is True
+
+    async def read_profile(self, tenant: str, user_id: str) -> ProfileCopy | None:
+        async with self._door.connection() as connection:
+            row = await connection.fetchrow(READ_PROFILE, tenant, user_id)
+        if row is None:
+            return None
+        return ProfileCopy(topics=msgspec.Raw(row["document"]), updated_at=row["updated_at"])
 
 
 class PostgresErasure:
