@@ -6,7 +6,7 @@ Every implementation raises HotUnavailable or ArchiveUnavailable where it cannot
 never an empty history. Every call is bounded in time by its adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date
 from typing import Literal, Protocol
@@ -484,6 +484,43 @@ class HotHealing(Protocol):
         ...
 
 
+# --- forgetting users -----------------------------------------------------------------------------
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a user was forgotten, by kind."""
+
+    hot_sessions: int = 0
+    journal_entries: int = 0
+    """Accepted and not archived when they were dropped."""
+    archive_sessions: int = 0
+    archive_messages: int = 0
+    profiles: int = 0
+    idempotency_records: int = 0
+    dead_letters: int = 0
+
+
+class Erasure(Protocol):
+    """Forgetting a user for good, in all tiers of a store."""
+
+    async def erase(self, tenant: str, user_id: str) -> Erased | None:
+        """All sessions of the user, and the user's name where things are counted.
+
+        When it returns, nothing of them is left and no replay brings anything back; what is said
+        meanwhile makes a new session. None where nothing is known of the user. After any error a
+        repeated call goes on. Raises BacklogFull, Overloaded.
+        """
+        ...
+
+
+class UserSessions(Protocol):
+    """Finding a user's sessions."""
+
+    def walk(self, tenant: str, user_id: str) -> AsyncGenerator[SessionRef]:
+        """Each session that is the user's all along, once, also where it is used meanwhile."""
+        ...
+
+
 # --- the hot memory and its journal, as core.tiered and the flusher see them ---------------------
 
 
@@ -626,6 +663,47 @@ class HotTurns(Protocol):
     async def fail(self, command: Finish) -> None: ...
 
 
+class HotDeletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A deletion that the archive may not have got."""
+
+    ref: SessionRef
+    id: MessageId
+    shard: int
+
+
+class HotErased(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that is erased in the hot memory."""
+
+    deletion: HotDeletion
+    entries: int
+    """Journal entries of the session that the archive had not got."""
+    records: int
+    hot: bool
+
+
+class HotOfUser(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hot memory knows of a user's sessions."""
+
+    refs: tuple[SessionRef, ...]
+    """Those that the archive may not have as they are."""
+    deletions: tuple[HotDeletion, ...]
+    """The newest of each shard and of whomever: whose they were, nobody knows any more."""
+
+
+class HotErasure(Protocol):
+    """Forgetting a user's sessions in the hot memory."""
+
+    async def find(self, tenant: str, user_id: str) -> HotOfUser: ...
+
+    async def erase(self, ref: SessionRef, user_id: str) -> HotErased | HotDeletion | None:
+        """As a deletion, journaled, and the session's records of calls with it.
+
+        The deletion alone where another call has deleted the session; None for another user's.
+        Raises BacklogFull.
+        """
+        ...
+
+
 class Journal(Protocol):
     """The write-behind queue: exactly what the archive has not got yet, in order per shard."""
 
@@ -681,6 +759,32 @@ class Archive(Protocol):
         ...
 
     async def newest_sessions(self, query: SessionQuery) -> list[tuple[str, ArchivedSession]]: ...
+
+    async def sessions_of(
+        self, tenant: str, user_id: str, *, after: str | None, limit: int
+    ) -> list[tuple[str, str]]:
+        """A user's sessions: places and ids in the order of fixed places, after one of these."""
+        ...
+
+
+class ArchiveErased(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows that are gone."""
+
+    sessions: int = 0
+    messages: int = 0
+    records: int = 0
+
+
+class ArchiveErasure(Protocol):
+    """Forgetting a user in PostgreSQL."""
+
+    async def erase(self, ref: SessionRef, through: MessageId) -> ArchiveErased:
+        """Apply the deletion with this id before the journal brings it; repeated, nothing."""
+        ...
+
+    async def forget_user(self, tenant: str, user_id: str) -> bool:
+        """Count what the user did as nobody's; whether anything was counted."""
+        ...
 
 
 class ArchiveWriter(Protocol):

@@ -25,6 +25,7 @@ from service.api.search import Search
 from service.api.sessions import Messages, Sessions
 from service.api.stats import Stats
 from service.api.use_cases import ApiSettings, UseCases
+from service.api.user_data import UserData
 from service.api.users import Users
 from service.core.readiness import Readiness
 from service.domain.errors import ChatMemoryError
@@ -52,7 +53,7 @@ def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettin
     """The application without its edge."""
     routes: list[ControllerRouterHandler] = [
         *(TwoLines, SessionChat, Sessions, Messages, SessionImports),
-        *(Search, Stats, Users),
+        *(Search, Stats, Users, UserData),
         *(live, ready),
     ]
     common: dict[str, Any] = {

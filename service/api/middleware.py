@@ -30,20 +30,34 @@ TURN: Final = {"turn": True}
 
 IMPORT: Final = {"import": True}
 """Marks a handler that takes as long as its body comes, within a bound of its own."""
+STREAM: Final = {"stream": True}
+"""Marks a handler whose answer takes as long as its reader; it ends where nobody reads."""
+UNREAD_SECONDS: Final = 30.0
+"""Longest wait until the reader of a stream takes the next part of it."""
 
 
 class Deadline:
-    """Bounds the time of every request that is no turn."""
+    """Bounds the time of every request that is no turn, and of a stream that of each part."""
 
-    def __init__(self, app: ASGIApp, seconds: float, import_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        seconds: float,
+        import_seconds: float,
+        unread_seconds: float = UNREAD_SECONDS,
+    ) -> None:
         self._app = app
         self._seconds = seconds
         self._import_seconds = import_seconds
+        self._unread_seconds = unread_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         marks = scope["route_handler"].opt
         if marks.get("turn"):
             await self._app(scope, receive, send)
+            return
+        if marks.get("stream"):
+            await self._app(scope, receive, self._impatient(send))
             return
         seconds = self._import_seconds if marks.get("import") else self._seconds
         try:
@@ -51,6 +65,13 @@ class Deadline:
                 await self._app(scope, receive, send)
         except TimeoutError as error:
             raise Overloaded(f"The request took longer than {seconds:g} s.") from error
+
+    def _impatient(self, send: Send) -> Send:
+        async def bounded(message: Message) -> None:
+            async with asyncio.timeout(self._unread_seconds):
+                await send(message)
+
+        return bounded
 
 
 class Edge:

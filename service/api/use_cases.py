@@ -4,6 +4,8 @@ import msgspec
 from litestar.di import NamedDependency
 
 from service.core.chat import Chat
+from service.core.erasing import Erasing
+from service.core.exporting import Exporting
 from service.core.importing import Importing
 from service.core.profiles import UserProfiles
 from service.core.readiness import Readiness
@@ -21,6 +23,8 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     profiles: UserProfiles
     statistics: UserStatistics
     importing: Importing
+    erasing: Erasing
+    exporting: Exporting
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from service.adapters.memory.erasing import MemoryErasure, MemoryUserSessions
 from service.adapters.memory.profiles import MemoryProfiles
 from service.adapters.memory.search import MemorySearch
 from service.adapters.memory.statistics import MemoryStatistics
@@ -16,6 +17,11 @@ from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.counters import PostgresStatistics
 from service.adapters.postgres.door import PostgresDoor
+from service.adapters.postgres.erasing import (
+    PostgresArchiveErasure,
+    PostgresErasure,
+    PostgresUserSessions,
+)
 from service.adapters.postgres.imports import PostgresImports
 from service.adapters.postgres.profiles import PostgresProfiles
 from service.adapters.postgres.search import PostgresSearch
@@ -24,6 +30,7 @@ from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
 from service.adapters.redis.client import RedisDoor
 from service.adapters.redis.durable import DurableRuns
+from service.adapters.redis.erasing import RedisErasure
 from service.adapters.redis.healing import RedisHealing
 from service.adapters.redis.health import RedisProbe
 from service.adapters.redis.journal import RedisJournal
@@ -43,6 +50,7 @@ from service.core.background import Component, Looper
 from service.core.importing import NoImports
 from service.core.readiness import Dependency
 from service.core.tiered.archiving import ArchiveWaits
+from service.core.tiered.erasing import ErasableArchive, TieredErasure, TieredUserSessions
 from service.core.tiered.imports import TieredImports
 from service.core.tiered.profiles import TieredProfiles
 from service.core.tiered.search import TieredSearch
@@ -52,6 +60,7 @@ from service.core.tiered.turns import TieredTurns
 from service.core.tiered.warming import Warming
 from service.ports import (
     Clock,
+    Erasure,
     Imports,
     Journal,
     Observer,
@@ -61,6 +70,7 @@ from service.ports import (
     Statistics,
     Transcripts,
     Turns,
+    UserSessions,
 )
 from service.settings import Settings
 
@@ -83,6 +93,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     sessions: Sessions
     turns: Turns
     profiles: Profiles
+    erasure: Erasure
+    user_sessions: UserSessions
     search: Search | None = None
     """None where there is no archive."""
     statistics: Statistics | None = None
@@ -131,6 +143,8 @@ def _memory_store(settings: Settings, clock: Clock) -> Store:
         sessions=MemorySessions(store),
         turns=MemoryTurns(store),
         profiles=MemoryProfiles(),
+        erasure=MemoryErasure(store),
+        user_sessions=MemoryUserSessions(store),
         search=MemorySearch(store),
         statistics=MemoryStatistics(store),
     )
@@ -152,6 +166,8 @@ def _postgres_store(
             lease_seconds=settings.turn_lease_seconds,
         ),
         profiles=PostgresProfiles(door),
+        erasure=PostgresErasure(door, clock),
+        user_sessions=PostgresUserSessions(door),
         search=PostgresSearch(door, clock),
         statistics=PostgresStatistics(door),
         dependencies=postgres_dependencies(door, required=True),
@@ -189,21 +205,18 @@ def _redis_store(
     arguments = session_arguments(settings, archived=archive is not None)
     door, layout = redis_door(settings, stack, archived=archive is not None)
     once_seconds = settings.idempotency_ttl_seconds
-    durable = DurableRuns(
-        door, replicas=settings.redis_wait_replicas, fsync_problem=layout.fsync_problem
-    )
+    replicas = settings.redis_wait_replicas
+    durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
+    lease_seconds = settings.turn_lease_seconds
     turns = RedisTurns(
-        door,
-        durable,
-        arguments,
-        once_seconds=once_seconds,
-        lease_seconds=settings.turn_lease_seconds,
+        door, durable, arguments, once_seconds=once_seconds, lease_seconds=lease_seconds
     )
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
     waits = None
     if journal and archive:
         waits = ArchiveWaits(journal, archive, seconds=settings.archive_wait_seconds)
+    hot_erasure = RedisErasure(door, arguments)
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
     sessions = RedisSessions(door, arguments, once_seconds=once_seconds)
     store = Store(
@@ -211,20 +224,35 @@ def _redis_store(
         sessions=TieredSessions(sessions, transcripts, archive, warming, waits),
         turns=TieredTurns(turns, warming, waits),
         profiles=RedisProfiles(door, arguments.keys),
+        erasure=TieredErasure(hot_erasure, None),
+        user_sessions=TieredUserSessions(hot_erasure, archive),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
         journal=journal,
         check=layout.verify,
     )
     if postgres is None or journal is None or waits is None:
         return store
+    erasable = ErasableArchive(
+        archive=PostgresArchive(postgres), erasure=PostgresArchiveErasure(postgres), waits=waits
+    )
     imports = _postgres_imports(settings, stack, clock, observer)
+    return msgspec.structs.replace(
+        _with_archive(settings, store, postgres, journal, clock),
+        profiles=_archived_profiles(settings, door, arguments.keys, postgres),
+        erasure=TieredErasure(hot_erasure, erasable),
+        imports=TieredImports(RedisHealing(door, arguments), imports, waits),
+    )
+
+
+def _with_archive(
+    settings: Settings, store: Store, postgres: PostgresDoor, journal: Journal, clock: Clock
+) -> Store:
+    """The store with what only its archive answers."""
     search = PostgresSearch(postgres, clock)
     return msgspec.structs.replace(
         store,
-        profiles=_archived_profiles(settings, door, arguments.keys, postgres),
         search=TieredSearch(search, journal, shards=settings.journal_shards),
         statistics=PostgresStatistics(postgres),
-        imports=TieredImports(RedisHealing(door, arguments), imports, waits),
     )
 
 

@@ -10,6 +10,8 @@ from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
 from service.core.chat import Chat, ChatSettings
 from service.core.counting import Counting
+from service.core.erasing import Erasing
+from service.core.exporting import Exporting
 from service.core.importing import Importing, ImportLimits
 from service.core.profiles import UserProfiles
 from service.core.prompting import Prompting
@@ -83,12 +85,6 @@ def _wired(
     profiles = UserProfiles(store.profiles, bytes_max=settings.profile_bytes_max, clock=clock)
     prompting = Prompting(tokenizers)
     counting = Counting(tokenizers, model=settings.openai_model)
-    chat_settings = ChatSettings(
-        model=settings.openai_model,
-        message_bytes_max=settings.message_bytes_max,
-        deadline_seconds=settings.turn_deadline_seconds,
-        lease_seconds=settings.turn_lease_seconds,
-    )
     return UseCases(
         recording=Recording(
             store.transcripts,
@@ -113,12 +109,25 @@ def _wired(
             model,
             prompting,
             counting,
-            chat_settings,
+            _chat_settings(settings),
             profile_text=profiles.text,
             offer_summary=summarizer.offer,
             clock=clock,
             observer=observer,
         ),
+        erasing=Erasing(store.erasure, profiles.forget, clock),
+        exporting=Exporting(
+            store.user_sessions, store.sessions, store.transcripts, store.profiles.get, clock
+        ),
+    )
+
+
+def _chat_settings(settings: Settings) -> ChatSettings:
+    return ChatSettings(
+        model=settings.openai_model,
+        message_bytes_max=settings.message_bytes_max,
+        deadline_seconds=settings.turn_deadline_seconds,
+        lease_seconds=settings.turn_lease_seconds,
     )
 
 

@@ -93,6 +93,14 @@ class UserProfiles:
                 return
         raise _contended()
 
+    async def forget(self, tenant: str, user_id: str) -> bool:
+        """Delete the profile, if there is one; whether there was."""
+        try:
+            await self.delete(tenant, user_id, Condition())
+        except ProfileNotFound:
+            return False
+        return True
+
     async def _change(
         self,
         tenant: str,

@@ -85,6 +85,11 @@ class SessionNotFound(NotFound):
         super().__init__("There is no session with this id.")
 
 
+class UserNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("Nothing is known of this user.")
+
+
 class SessionExists(ChatMemoryError):
     code = "session_exists"
     title = "The session exists"

@@ -154,6 +154,17 @@ class MemoryStore:
         session.lease = None
         session.summary = None
 
+    def erase(self, ref: SessionRef) -> int:
+        """The session and the records of its calls; how many records."""
+        self.forget(ref)
+        del self.sessions[ref]
+        # Ids go up with the clock: what comes next is above them without being reminded.
+        del self._last_ids[ref]
+        records = [place for place in self._calls if place[0] == ref]
+        for place in records:
+            del self._calls[place]
+        return len(records)
+
     def recent(self, ref: SessionRef, last: int | None, before: MessageId | None) -> Recent:
         session = self.sessions.get(ref)
         if session is None:

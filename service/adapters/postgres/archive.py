@@ -67,6 +67,15 @@ ORDER BY active_id DESC
 LIMIT $3
 """
 
+# By a key that no activity moves: who walks through them misses none that is there all along.
+OF_USER: Final[LiteralString] = """
+SELECT session_key, session_id
+FROM sessions
+WHERE tenant = $1 AND user_id = $2 AND NOT deleted AND session_key > $3
+ORDER BY session_key
+LIMIT $4
+"""
+
 
 class PostgresArchive:
     """Archive in PostgreSQL."""
@@ -89,6 +98,13 @@ class PostgresArchive:
     async def newest_sessions(self, query: SessionQuery) -> list[tuple[str, ArchivedSession]]:
         async with self._door.connection() as connection:
             return await find_sessions(connection, query)
+
+    async def sessions_of(
+        self, tenant: str, user_id: str, *, after: str | None, limit: int
+    ) -> list[tuple[str, str]]:
+        async with self._door.connection() as connection:
+            rows = await connection.fetch(OF_USER, tenant, user_id, after or ZERO_ID, limit)
+        return [(str(row["session_key"]), row["session_id"]) for row in rows]
 
 
 async def find_session(connection: Connection, ref: SessionRef) -> ArchivedSession | None:

@@ -10,3 +10,8 @@ def session_key(ref: SessionRef) -> UUID:
     """128 bits of BLAKE2b over tenant and id; the length keeps the two apart."""
     name = f"{len(ref.tenant)}:{ref.tenant}{ref.session_id}".encode()
     return UUID(bytes=hashlib.blake2b(name, digest_size=16).digest())
+
+
+def is_row_of(ref: SessionRef, tenant: str, session_id: str) -> bool:
+    """Whether a row that was found by its key is this session's; a tombstone names none."""
+    return tenant == ref.tenant and session_id in {"", ref.session_id}

@@ -8,7 +8,7 @@ import msgspec
 
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection
-from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.keys import is_row_of, session_key
 from service.adapters.postgres.vectors import vector_of
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID, MessageId, next_id
@@ -47,6 +47,7 @@ SET message_count = message_count + cardinality($3::uuid[]),
     last_id = $7,
     archived_through = $7,
     user_id = COALESCE(user_id, $8),
+    session_id = $10,
     deleted = false
 WHERE session_key = $1 AND tenant = $2
 """
@@ -131,6 +132,7 @@ async def say(
         ids[-1],
         row.user_id or user_id,
         [vector_of(body) for body in bodies],
+        row.ref.session_id,
     )
     counts: dict[Place, Counted] = {}
     owner, said = row.user_id or user_id, zip(ids, bodies, strict=True)
@@ -146,7 +148,7 @@ async def claim_messages(connection: Connection, row: SessionRow, user_id: str |
 
 
 def _session_row(ref: SessionRef, row: asyncpg.Record) -> SessionRow:
-    if (row["tenant"], row["session_id"]) != (ref.tenant, ref.session_id):
+    if not is_row_of(ref, row["tenant"], row["session_id"]):
         # Never silent: two sessions with one 128-bit hash would share their messages.
         raise AssertionError("two sessions have the same key")
     cleared_through = MessageId(str(row["cleared_through"]))

@@ -34,7 +34,8 @@ from service.ports import ArchivedSession, Clock, Create, Created, SessionQuery,
 # Of a new row or of a tombstone, which has no messages.
 CREATE: Final[LiteralString] = """
 UPDATE sessions
-SET user_id = $3, document = $4, document_id = $5, born_id = $5, active_id = $5, deleted = false
+SET user_id = $3, document = $4, document_id = $5, born_id = $5, active_id = $5, session_id = $6,
+    deleted = false
 WHERE session_key = $1 AND tenant = $2
 """
 
@@ -44,16 +45,21 @@ SET document = $3, document_id = $4, active_id = $4
 WHERE session_key = $1 AND tenant = $2
 """
 
-# The tombstone keeps the order: what comes after it has higher ids.
+# The tombstone keeps the order: what comes after it has higher ids. It names nobody, and records of
+# calls hold no answers any more: a turn that is repeated runs again.
 DELETE: Final[LiteralString] = """
 WITH gone AS (
     DELETE FROM messages WHERE session_key = $1 AND tenant = $2 AND id <= $3
 ), freed AS (
     DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
+), emptied AS (
+    UPDATE calls SET state = 'failed', result = ''
+    WHERE session_key = $1 AND tenant = $2 AND result <> ''
 )
 UPDATE sessions
 SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0,
-    user_id = NULL, document = NULL, deleted = true, summary = NULL,
+    session_id = '', user_id = NULL, archived_through = NULL, document = NULL, deleted = true,
+    summary = NULL,
     summary_through = '00000000-0000-0000-0000-000000000000'
 WHERE session_key = $1 AND tenant = $2
 """
@@ -125,7 +131,9 @@ class PostgresSessions:
         ids = row.next_ids(1, self._clock.milliseconds())
         document = _kept(command.document)
         await connection.execute(
-            CREATE, session_key(call.ref), call.ref.tenant, command.user_id, document, *ids
+            CREATE,
+            *(session_key(call.ref), call.ref.tenant, command.user_id, document),
+            *(*ids, call.ref.session_id),
         )
         await keep_record(connection, call, ids)
         return Created(born_id=ids[0], ttl=None)

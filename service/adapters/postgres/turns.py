@@ -238,6 +238,9 @@ async def _claim(connection: Connection, row: SessionRow, user_id: str | None) -
 
 
 def _why_not(row: SessionRow | None, record: CallRecord | None) -> Literal["cancelled", "lost"]:
-    if row is None or record is None or record.ids[0] > row.cleared_through:
+    if row is None:
         return "lost"
-    return "cancelled"
+    if record is None:
+        # Taken away with the session, or forgotten by its time.
+        return "lost" if row.exists else "cancelled"
+    return "lost" if record.ids[0] > row.cleared_through else "cancelled"

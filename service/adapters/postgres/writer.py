@@ -5,6 +5,7 @@ from typing import Final, LiteralString
 from service.adapters.postgres.changes import SessionChange, changes_of
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
+from service.adapters.postgres.keys import is_row_of
 from service.adapters.postgres.vectors import vector_of
 from service.domain.journal import Batch, Written
 from service.domain.observations import OwnerConflict
@@ -30,6 +31,7 @@ FOR UPDATE
 """
 
 # A clear or a deletion that was applied before is not above cleared_through and changes nothing.
+# A tombstone does not say whose it was: session_id, which is often the user's, is blank in it.
 FORGET: Final[LiteralString] = """
 WITH forgotten AS (
     SELECT f.session_key, f.through, f.deletes
@@ -49,6 +51,7 @@ SET cleared_through = f.through,
     message_count = s.message_count - COALESCE(c.rows, 0),
     last_id = CASE WHEN s.last_id > f.through THEN s.last_id END,
     archived_through = CASE WHEN s.archived_through > f.through THEN s.archived_through END,
+    session_id = CASE WHEN f.deletes THEN '' ELSE s.session_id END,
     user_id = CASE WHEN NOT f.deletes THEN s.user_id END,
     document = CASE WHEN NOT f.deletes THEN s.document END,
     -- A replay that begins with the deletion brings the document of what was made after it again.
@@ -59,6 +62,7 @@ SET cleared_through = f.through,
     deleted = s.deleted OR f.deletes
 FROM forgotten f LEFT JOIN counted c USING (session_key)
 WHERE s.session_key = f.session_key
+RETURNING COALESCE(c.rows, 0) AS messages
 """
 
 # The only conflict that is passed over is that of a message's id: the message is there already.
@@ -94,10 +98,12 @@ SET message_count = s.message_count + t.inserted,
     document = CASE WHEN t.document_id > s.document_id THEN t.document ELSE s.document END,
     document_id = GREATEST(s.document_id, t.document_id),
     born_id = CASE WHEN s.deleted THEN t.born_id ELSE s.born_id END,
+    session_id = t.session_id,
     deleted = false
 FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::json[],
-            $7::uuid[], $8::uuid[])
-  AS t (session_key, inserted, active_id, last_id, user_id, document, document_id, born_id)
+            $7::uuid[], $8::uuid[], $9::text[])
+  AS t (session_key, inserted, active_id, last_id, user_id, document, document_id, born_id,
+        session_id)
 WHERE s.session_key = t.session_key AND t.active_id >= s.cleared_through
 """
 
@@ -152,7 +158,7 @@ class PostgresArchiveWriter:
         owners: dict[str, str | None] = {}
         for row in rows:
             change = changes[str(row["session_key"])]
-            if (row["tenant"], row["session_id"]) != (change.ref.tenant, change.ref.session_id):
+            if not is_row_of(change.ref, row["tenant"], row["session_id"]):
                 # Never silent: two sessions with one 128-bit hash would share their messages.
                 raise AssertionError("two sessions have the same key")
             owner, claimed = row["user_id"], change.user_id
@@ -229,6 +235,7 @@ async def _touch(
         [entry.body or None if entry else None for entry in documents],
         [entry.id if entry else None for entry in documents],
         [change.born_id for _, change in touched],
+        [change.ref.session_id for _, change in touched],
     )
 
 

@@ -20,9 +20,13 @@ class SessionKeys(msgspec.Struct, frozen=True):
     journal: str
     shard: str
     index: str
+    calls: str
 
     def listed(self) -> list[str]:
-        return [self.head, self.tail, self.pins, self.journal, self.shard, self.index]
+        return [
+            *(self.head, self.tail, self.pins, self.journal, self.shard, self.index),
+            self.calls,
+        ]
 
 
 class Keys:
@@ -48,6 +52,7 @@ class Keys:
             journal=f"{tag}:journal",
             shard=f"{tag}:shard",
             index=f"{tag}:index:{tenant}",
+            calls=f"{tag}:calls:{name}",
         )
 
     def profile(self, tenant: str, user_id: str) -> str:
@@ -55,8 +60,11 @@ class Keys:
         return f"{tag}:profile:{_segment(tenant)}:{_segment(user_id)}"
 
     def once(self, ref: SessionRef, operation: str, key: str) -> str:
+        """A digest: the record outlives its session, and must not name it then."""
         segments = (operation, ref.tenant, ref.session_id, key)
-        return f"{_tag(self.shard(ref))}:once:" + ":".join(map(_segment, segments))
+        name = ":".join(map(_segment, segments)).encode()
+        digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+        return f"{_tag(self.shard(ref))}:once:{digest}"
 
     def journal(self, shard: int) -> str:
         return f"{_tag(shard)}:journal"

@@ -1,6 +1,7 @@
 """Waiting until what was accepted is in the archive."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 from service.core.background import owned_task
@@ -32,22 +33,40 @@ class ArchiveWaits:
         self, ref: SessionRef, message_id: MessageId, *, seconds: float | None = None
     ) -> None:
         """Raises ArchiveUnavailable at the time-out; the message stands as journaled."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = (ref, split_id(message_id))
-        if self._looking is None:
-            self._looking = owned_task(self._look(), name="archive-waits")
         try:
             async with asyncio.timeout(self._seconds if seconds is None else seconds):
-                await waiter
+                await self._left(ref, message_id)
                 archived = await self._has(ref, message_id)
         except TimeoutError as error:
             raise ArchiveUnavailable(
                 "The archive did not commit in time; the messages are safe in the journal."
             ) from error
-        finally:
-            self._waiting.pop(waiter, None)
         if not archived:
             raise ArchiveUnavailable("The messages left the journal and are not in the archive.")
+
+    async def until_passed(self, entries: Iterable[tuple[SessionRef, MessageId]]) -> None:
+        """Wait until the journal holds nothing of the entries' shards up to them.
+
+        Raises ArchiveUnavailable at the time-out.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                for ref, entry_id in entries:
+                    await self._left(ref, entry_id)
+        except TimeoutError as error:
+            raise ArchiveUnavailable(
+                "The archive did not commit in time; a repeated request goes on."
+            ) from error
+
+    async def _left(self, ref: SessionRef, entry_id: MessageId) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = (ref, split_id(entry_id))
+        if self._looking is None:
+            self._looking = owned_task(self._look(), name="archive-waits")
+        try:
+            await waiter
+        finally:
+            self._waiting.pop(waiter, None)
 
     async def _has(self, ref: SessionRef, message_id: MessageId) -> bool:
         session = await self._archive.session(ref)

@@ -28,7 +28,7 @@ local function trim(head, tail, held, unflushed)
 end
 
 local function settle(head, tail, pins, index, session, count)
-  local fields = redis.call('HMGET', head, 'unflushed', 'held', 'ttl')
+  local fields = redis.call('HMGET', head, 'unflushed', 'held', 'ttl', 'exists')
   if not fields[1] then return end
   local unflushed = math.max(0, tonumber(fields[1]) - count)
   redis.call('HSET', head, 'unflushed', unflushed)
@@ -39,6 +39,11 @@ local function settle(head, tail, pins, index, session, count)
   if unflushed == 0 then
     local lifetime = fields[3] and tonumber(fields[3]) * 1000 or tonumber(ARGV[4])
     redis.call('ZREM', index, session)
+    if not fields[4] then
+      -- Deleted: the archive says so from here on, and nothing names the session any more.
+      redis.call('DEL', head, tail, pins)
+      return
+    end
     redis.call('PEXPIRE', head, lifetime)
     redis.call('PEXPIRE', tail, lifetime)
     redis.call('PEXPIRE', pins, lifetime)

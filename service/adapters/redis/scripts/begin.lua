@@ -1,6 +1,6 @@
 -- begin: a turn's first step. Takes the session, stores the user's message, returns the history.
 --
--- KEYS  7 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
+-- KEYS  8 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
 -- ARGV  9 user or ''   10 fingerprint   11 lifetime of the record, milliseconds   12 lease token
 --       13 lease milliseconds   14 turn id   15 history needed, -1 for all, -2 for all that is hot
 --       16 '1' when the session's own context decides before 15   17 '1' when what is hot will do
@@ -15,13 +15,13 @@ local now = milliseconds()
 local record = {}
 do
   local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer' }
-  local values = redis.call('HMGET', KEYS[7], unpack(names))
+  local values = redis.call('HMGET', KEYS[8], unpack(names))
   for place, name in ipairs(names) do record[name] = values[place] or nil end
 end
 if record.fingerprint and record.fingerprint ~= ARGV[10] then return { 'reused' } end
 if record.state == 'done' then
   -- A write of this connection, for a caller who waits for the disk: it comes after the answer.
-  redis.call('HSET', KEYS[7], 'state', 'done')
+  redis.call('HSET', KEYS[8], 'state', 'done')
   return { 'replayed', record.result, record.answer or '' }
 end
 
@@ -61,8 +61,9 @@ end
 set('lease', ARGV[12])
 set('lease_until', now + tonumber(ARGV[13]))
 set('turn', ARGV[14])
-redis.call('HSET', KEYS[7], 'fingerprint', ARGV[10], 'state', 'running', 'token', ARGV[12],
+redis.call('HSET', KEYS[8], 'fingerprint', ARGV[10], 'state', 'running', 'token', ARGV[12],
   'message', message)
-redis.call('PEXPIRE', KEYS[7], ARGV[11])
+redis.call('PEXPIRE', KEYS[8], ARGV[11])
+index_call(tonumber(ARGV[11]))
 settle()
 return { 'begun', message, before }

@@ -2,21 +2,24 @@
 --
 -- ARGV  9 random bits
 -- Reply {'done'} | {'missing'} | {'cold', state} | {'full'}
--- The head stays until the archive has the deletion and for a lifetime after it: it says that nothing
--- exists, and to a turn that was running that it was cancelled.
+-- The head stays until the archive has the deletion: it says that nothing exists. Records of calls
+-- stay and hold no answers any more; they say to a turn that was running that it was cancelled.
 if is_repeated() then return { 'done' } end
 if not head.known then return { 'cold', state(0) } end
 if not head.exists then return { 'missing' } end
 if not has_room(1, 0) then return { 'full' } end
 forget_messages(accept('d', '', ARGV[9]))
-for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born' }) do
-  set(field, '')
-  head[field] = nil
+end_session()
+for _, record in ipairs(take_calls()) do
+  if redis.call('TYPE', record).ok == 'hash' then
+    redis.call('HSET', record, 'state', 'cancelled')
+    redis.call('HDEL', record, 'message', 'result', 'answer')
+  end
 end
 remember()
 settle()
 if not ARCHIVED then
-  live_for(tonumber(ARGV[2]))
+  redis.call('DEL', HEAD)
   redis.call('ZREM', INDEX, ARGV[8])
 end
 return { 'done' }

@@ -6,7 +6,7 @@
 -- Reply {'done', id} | {'replayed', id} | {'reused'} | {'exists'} | {'missing'} | {'changed'}
 --       | {'cold', state} | {'full'}
 -- A repeated call changes nothing more.
-local record = redis.call('GET', KEYS[7])
+local record = redis.call('GET', KEYS[8])
 if record then
   local fingerprint, id = string.match(record, '^([^\n]*)\n(.*)$')
   if fingerprint ~= ARGV[16] then return { 'reused' } end
@@ -30,10 +30,12 @@ if head.ttl == '' then head.ttl = nil end
 local id = accept('s', ARGV[12], ARGV[15])
 if creates then
   set('exists', 1)
+  set('erased', '')
   set('born', id)
   set('floor', ZERO)
   set('pinned', 0)
 end
-redis.call('SET', KEYS[7], ARGV[16] .. '\n' .. id, 'PX', ARGV[17])
+redis.call('SET', KEYS[8], ARGV[16] .. '\n' .. id, 'PX', ARGV[17])
+if ARGV[16] ~= '-' then index_call(tonumber(ARGV[17])) end
 settle()
 return { 'done', id }

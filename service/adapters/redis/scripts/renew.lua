@@ -3,7 +3,10 @@
 -- ARGV  9 lease token   10 lease milliseconds
 -- Reply {'renewed'} | {'lost'}
 -- An expired lease that nobody took is still ours: the token says so.
-if head.lease ~= ARGV[9] then return { 'lost' } end
+if head.lease ~= ARGV[9] then
+  leave_nothing()
+  return { 'lost' }
+end
 set('lease_until', milliseconds() + tonumber(ARGV[10]))
 settle()
 return { 'renewed' }

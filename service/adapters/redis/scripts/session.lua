@@ -1,7 +1,8 @@
 -- What every script of a session shares; it is prepended to each of them.
 --
 -- KEYS  1 head (hash)  2 tail (list)  3 pins (list)  4 journal (stream)  5 shard (hash)
---       6 index of the tenant's sessions (zset)  7 once: the record of this call
+--       6 index of the tenant's sessions (zset)  7 calls: the session's records of calls (zset: key
+--       by expiry, milliseconds)  8 once: the record of this call
 -- ARGV  1 nonce: the epoch of a head that begins here
 --       2 lifetime of an archived session, milliseconds
 --       3 messages held at most
@@ -12,8 +13,8 @@
 -- Guarantees: a script's effects are one step; a message is in the journal exactly when it is in the
 -- tail and not yet archived; nothing unflushed has a lifetime; the tail never loses what the journal
 -- still holds. Without an archive nothing is ever unflushed and nothing is trimmed.
-local HEAD, TAIL, PINS, JOURNAL, SHARD, INDEX =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local HEAD, TAIL, PINS, JOURNAL, SHARD, INDEX, CALLS =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local HELD_MAX = tonumber(ARGV[3])
 local ARCHIVED = ARGV[4] == '1'
 -- System and developer messages kept apart; of a session with more the archive is asked.
@@ -30,6 +31,8 @@ local FIELDS = {
 
 local head = {}
 local changed = {}
+-- Whether the head began in this script: nothing was hot.
+local fresh = false
 
 local function set(field, value)
   head[field] = value
@@ -56,6 +59,7 @@ local function begin_anew()
   redis.call('DEL', HEAD, TAIL, PINS)
   head = {}
   changed = {}
+  fresh = true
   set('epoch', ARGV[1])
   set('unflushed', 0)
   set('held', 0)
@@ -162,6 +166,7 @@ local function say(first, count)
   end
   if not head.floor then set('floor', ids[1]) end
   if not head.born then set('born', ids[1]) end
+  if not head.exists then set('erased', '') end
   set('exists', 1)
   set('last', ids[count])
   set('held', redis.call('RPUSH', TAIL, unpack(texts)))
@@ -203,11 +208,11 @@ end
 local REPEAT_MILLISECONDS = 60000
 
 local function is_repeated()
-  return redis.call('EXISTS', KEYS[7]) == 1
+  return redis.call('EXISTS', KEYS[8]) == 1
 end
 
 local function remember()
-  redis.call('SET', KEYS[7], '1', 'PX', REPEAT_MILLISECONDS)
+  redis.call('SET', KEYS[8], '1', 'PX', REPEAT_MILLISECONDS)
 end
 
 local function forget_messages(cleared_through)
@@ -220,6 +225,35 @@ local function forget_messages(cleared_through)
     set(field, '')
     head[field] = nil
   end
+end
+
+-- After forget_messages: what is left of a session that does not exist any more.
+local function end_session()
+  for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased' }) do
+    set(field, '')
+    head[field] = nil
+  end
+  set('known', 1)
+end
+
+-- A head that a late call made of a session that is not hot stays no longer than the call.
+local function leave_nothing()
+  if fresh then redis.call('DEL', HEAD) end
+end
+
+-- Records that hold or name what was said are found again when the session ends.
+local function index_call(lifetime)
+  local now = milliseconds()
+  redis.call('ZREMRANGEBYSCORE', CALLS, '-inf', now)
+  redis.call('ZADD', CALLS, now + lifetime, KEYS[8])
+  if redis.call('PTTL', CALLS) < lifetime then redis.call('PEXPIRE', CALLS, lifetime) end
+end
+
+-- The keys of the records; the index goes. They carry the shard's hash tag, as all of its keys do.
+local function take_calls()
+  local records = redis.call('ZRANGE', CALLS, 0, -1)
+  redis.call('DEL', CALLS)
+  return records
 end
 
 -- 'ok', 'not_owner', or 'cold' where only the archive knows the owner.

@@ -1,0 +1,176 @@
+"""Forgetting a user in PostgreSQL."""
+
+from collections.abc import AsyncGenerator
+from typing import Final, LiteralString
+
+from service.adapters.postgres.archive import PostgresArchive
+from service.adapters.postgres.door import Connection, PostgresDoor
+from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.session_rows import lock_session
+from service.adapters.postgres.writer import FORGET, LOCK_SESSIONS
+from service.domain.errors import Overloaded
+from service.domain.ids import MessageId
+from service.domain.sessions import SessionRef
+from service.ports import ArchiveErased, Clock, Erased
+
+ROUNDS_MAX: Final = 5
+"""Looks for the sessions of a user who goes on talking."""
+PAGE: Final = 200
+"""Sessions that one look takes in."""
+
+DELETE_RECORDS: Final[LiteralString] = """
+WITH gone AS (
+    DELETE FROM calls WHERE session_key = $1 AND tenant = $2 RETURNING 1
+)
+SELECT count(*) FROM gone
+"""
+
+DELETE_LEASE: Final[LiteralString] = """
+DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
+"""
+
+# Day by day, so that each row is found by the key. What was used stays counted, as nobody's use.
+FOLD_COUNTS: Final[LiteralString] = """
+WITH RECURSIVE days AS (
+    SELECT min(day) AS day FROM daily_counts WHERE tenant = $1
+    UNION ALL
+    SELECT (SELECT min(c.day) FROM daily_counts c WHERE c.tenant = $1 AND c.day > d.day)
+    FROM days d
+    WHERE d.day IS NOT NULL
+), gone AS (
+    DELETE FROM daily_counts c USING days d
+    WHERE c.tenant = $1 AND c.day = d.day AND c.user_id = $2
+    RETURNING c.day, c.model, c.slot, c.messages, c.turns, c.input_tokens, c.output_tokens
+), kept AS (
+    INSERT INTO daily_counts AS n
+        (tenant, day, user_id, model, slot, messages, turns, input_tokens, output_tokens)
+    SELECT $1, day, '', model, slot, messages, turns, input_tokens, output_tokens
+    FROM gone
+    ORDER BY day, model, slot
+    ON CONFLICT (tenant, day, user_id, model, slot) DO UPDATE
+    SET messages = n.messages + EXCLUDED.messages,
+        turns = n.turns + EXCLUDED.turns,
+        input_tokens = n.input_tokens + EXCLUDED.input_tokens,
+        output_tokens = n.output_tokens + EXCLUDED.output_tokens
+)
+SELECT count(*) FROM gone
+"""
+
+FOLD_ACTIVE: Final[LiteralString] = """
+WITH RECURSIVE days AS (
+    SELECT min(day) AS day FROM active_sessions WHERE tenant = $1
+    UNION ALL
+    SELECT (SELECT min(a.day) FROM active_sessions a WHERE a.tenant = $1 AND a.day > d.day)
+    FROM days d
+    WHERE d.day IS NOT NULL
+), gone AS (
+    DELETE FROM active_sessions a USING days d
+    WHERE a.tenant = $1 AND a.day = d.day AND a.user_id = $2
+    RETURNING a.day, a.model, a.session_key
+), kept AS (
+    INSERT INTO active_sessions (tenant, day, user_id, model, session_key)
+    SELECT $1, day, '', model, session_key
+    FROM gone
+    ORDER BY day, model, session_key
+    ON CONFLICT (tenant, day, user_id, model, session_key) DO NOTHING
+)
+SELECT count(*) FROM gone
+"""
+
+
+class PostgresArchiveErasure:
+    """ArchiveErasure in PostgreSQL."""
+
+    def __init__(self, door: PostgresDoor) -> None:
+        self._door = door
+
+    async def erase(self, ref: SessionRef, through: MessageId) -> ArchiveErased:
+        async with self._door.transaction() as connection:
+            # Taken before the messages are looked for: what a flusher committed is seen then.
+            await connection.fetch(LOCK_SESSIONS, [session_key(ref)])
+            return await _erase(connection, ref, through)
+
+    async def forget_user(self, tenant: str, user_id: str) -> bool:
+        async with self._door.transaction() as connection:
+            return await _fold(connection, tenant, user_id)
+
+
+class PostgresErasure:
+    """Erasure where PostgreSQL holds everything: one transaction per session.
+
+    A session whose commit was in doubt and stands is not counted again.
+    """
+
+    def __init__(self, door: PostgresDoor, clock: Clock) -> None:
+        self._door = door
+        self._clock = clock
+
+    async def erase(self, tenant: str, user_id: str) -> Erased | None:
+        total = ArchiveErased()
+        for _ in range(ROUNDS_MAX):
+            before = total.sessions
+            async for ref in PostgresUserSessions(self._door).walk(tenant, user_id):
+                total = _sum(total, await self._erase(ref, user_id))
+            if total.sessions == before:
+                break
+        else:
+            raise Overloaded("The user goes on talking: a repeated request goes on.")
+        counted = await self._door.settled(lambda it: _fold(it, tenant, user_id))
+        if not total.sessions and not counted:
+            return None
+        return Erased(
+            archive_sessions=total.sessions,
+            archive_messages=total.messages,
+            idempotency_records=total.records,
+        )
+
+    async def _erase(self, ref: SessionRef, user_id: str) -> ArchiveErased:
+        async def work(connection: Connection) -> ArchiveErased:
+            row = await lock_session(connection, ref)
+            if row is None or not row.exists or row.user_id != user_id:
+                return ArchiveErased()
+            [through] = row.next_ids(1, self._clock.milliseconds())
+            return await _erase(connection, ref, through)
+
+        return await self._door.settled(work)
+
+
+class PostgresUserSessions:
+    """UserSessions in PostgreSQL alone."""
+
+    def __init__(self, door: PostgresDoor) -> None:
+        self._archive = PostgresArchive(door)
+
+    async def walk(self, tenant: str, user_id: str) -> AsyncGenerator[SessionRef]:
+        after: str | None = None
+        while True:
+            rows = await self._archive.sessions_of(tenant, user_id, after=after, limit=PAGE)
+            for _, session_id in rows:
+                yield SessionRef(tenant, session_id)
+            if len(rows) < PAGE:
+                return
+            after = rows[-1][0]
+
+
+async def _erase(connection: Connection, ref: SessionRef, through: MessageId) -> ArchiveErased:
+    """Under the session's lock."""
+    key = session_key(ref)
+    messages = await connection.fetchval(FORGET, [key], [through], [True])
+    records = await connection.fetchval(DELETE_RECORDS, key, ref.tenant)
+    await connection.execute(DELETE_LEASE, key, ref.tenant)
+    sessions = 0 if messages is None else 1
+    return ArchiveErased(sessions=sessions, messages=messages or 0, records=records)
+
+
+async def _fold(connection: Connection, tenant: str, user_id: str) -> bool:
+    counts = await connection.fetchval(FOLD_COUNTS, tenant, user_id)
+    active = await connection.fetchval(FOLD_ACTIVE, tenant, user_id)
+    return counts + active > 0
+
+
+def _sum(one: ArchiveErased, other: ArchiveErased) -> ArchiveErased:
+    return ArchiveErased(
+        sessions=one.sessions + other.sessions,
+        messages=one.messages + other.messages,
+        records=one.records + other.records,
+    )
