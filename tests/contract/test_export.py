@@ -31,7 +31,7 @@ def exporting(memory) -> Exporting:
 async def exported(memory, user="ada"):
     """The first and the last piece, and the contents of each session in order."""
     pieces = [piece async for piece in await exporting(memory).export(TENANT, user)]
-    found: dict[str, list] = {}
+    found: dict[str, list[object]] = {}
     for piece in pieces[1:-1]:
         if isinstance(piece, Session):
             assert piece.id not in found
