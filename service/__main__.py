@@ -8,7 +8,7 @@ from typing import Any
 
 from service import __version__
 from service.bootstrap.errors import EXPECTED_ERRORS
-from service.settings import SettingsError, from_environment
+from service.settings import Settings, SettingsError, from_environment
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -45,8 +45,16 @@ def _run_of(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             return imports.import_file(
                 settings, arguments.file, skip_existing=arguments.skip_existing
             )
+        case "retain":
+            return _retain(settings)
         case _:
             return runs.dev(settings)
+
+
+async def _retain(settings: Settings) -> None:
+    from service.bootstrap.retention import retain  # noqa: PLC0415  # As said above.
+
+    await retain(settings)
 
 
 def _loop_factory() -> Any:
@@ -64,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the API")
     serve.add_argument("--with-flusher", action="store_true", help="and flush in this process")
     commands.add_parser("flush", help="carry the write-behind queue into the archive")
+    commands.add_parser("retain", help="delete what is older than RETENTION_DAYS")
     migrate = commands.add_parser("migrate", help="change or check the schema")
     migrate.add_argument("direction", choices=["up", "down", "status", "verify"])
     importing = commands.add_parser("import", help="import sessions from JSON Lines")

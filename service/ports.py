@@ -787,6 +787,51 @@ class ArchiveErasure(Protocol):
         ...
 
 
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages of a session up to ``through``, which are kept no longer."""
+
+    ref: SessionRef
+    through: MessageId
+
+
+class ArchiveRetention(Protocol):
+    """Dropping what is kept no longer from PostgreSQL, in short transactions."""
+
+    async def next_tenant(self, after: str) -> str | None:
+        """The next tenant with sessions, in a fixed order."""
+        ...
+
+    async def old(self, tenant: str, *, before: MessageId, limit: int) -> list[Cut]:
+        """By session, the oldest messages, ``limit`` at most."""
+        ...
+
+    async def cut(self, tenant: str, cuts: Sequence[Cut]) -> int:
+        """Delete them; how many there were. No replay brings them back."""
+        ...
+
+    async def idle(
+        self, tenant: str, *, before: MessageId, after: MessageId, limit: int
+    ) -> list[tuple[SessionRef, MessageId]]:
+        """Sessions without messages whose last activity is between the two, oldest first."""
+        ...
+
+    async def end(self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId) -> int:
+        """Delete those that are still idle; how many."""
+        ...
+
+
+class HotRetention(Protocol):
+    """Dropping what is kept no longer from the hot memory."""
+
+    async def cut(self, cuts: Sequence[Cut]) -> None:
+        """Of sessions that are hot; never what the archive has not got."""
+        ...
+
+    async def end(self, refs: Sequence[SessionRef], *, before: MessageId) -> int:
+        """Delete those that are idle here too, journaled; how many. Raises BacklogFull."""
+        ...
+
+
 class ArchiveWriter(Protocol):
     async def write(self, batch: Batch) -> Written:
         """Commit entries in one transaction; a repeated or overtaken batch changes nothing."""

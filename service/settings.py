@@ -73,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session_ttl_seconds: Annotated[int, Meta(ge=60, le=30 * 24 * 3600)] = 1800
     hot_messages_max: Annotated[int, Meta(ge=1, le=5000)] = 200
     idempotency_ttl_seconds: Annotated[int, Meta(ge=60)] = 86_400
+    retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
 
     journal_shards: Annotated[int, Meta(ge=1, le=1024)] = 16
     journal_backlog_max: Count = 100_000

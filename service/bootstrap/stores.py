@@ -168,12 +168,16 @@ def _postgres_store(
         profiles=PostgresProfiles(door),
         erasure=PostgresErasure(door, clock),
         user_sessions=PostgresUserSessions(door),
-        search=PostgresSearch(door, clock),
+        search=_postgres_search(settings, door, clock),
         statistics=PostgresStatistics(door),
         dependencies=postgres_dependencies(door, required=True),
         imports=_postgres_imports(settings, stack, clock, observer),
         components=(_sweeper(door, observer),),
     )
+
+
+def _postgres_search(settings: Settings, door: PostgresDoor, clock: Clock) -> PostgresSearch:
+    return PostgresSearch(door, clock, call_seconds=settings.database_timeout_seconds)
 
 
 def _postgres_imports(
@@ -248,7 +252,7 @@ def _with_archive(
     settings: Settings, store: Store, postgres: PostgresDoor, journal: Journal, clock: Clock
 ) -> Store:
     """The store with what only its archive answers."""
-    search = PostgresSearch(postgres, clock)
+    search = _postgres_search(settings, postgres, clock)
     return msgspec.structs.replace(
         store,
         search=TieredSearch(search, journal, shards=settings.journal_shards),

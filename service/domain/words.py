@@ -27,21 +27,34 @@ bytes a character that is still below the megabyte that PostgreSQL can index of 
 QUERY_CHARACTERS_MAX: Final = 500
 QUERY_WORDS_MAX: Final = 16
 
-# Thai, Lao; Myanmar; Hangul; Khmer; Kana and marks between them; Han with its extensions.
-_SPACELESS: Final = (
-    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uac00-\ud7ff\uf900-\ufaff\U0001b000-\U0001b16f"
-    "\U00020000-\U0003ffff"
+# Scripts whose blocks have punctuation and signs beside their letters: Thai, Lao, Myanmar, Khmer,
+# iteration marks, Kana and their extensions.
+_MIXED_BLOCKS: Final = (
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007)),
+    *((0x3040, 0x30FF), (0x31F0, 0x31FF), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F)),
+)
+# Blocks of letters alone: Hangul, Kana supplements, Han with its extensions.
+_LETTERS: Final = (
+    "\u1100-\u11ff\ua960-\ua97f\uac00-\ud7ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+_MARK_BLOCKS: Final = (
+    *((0x0300, 0x2FFF), (0xA000, 0xABFF), (0xFE20, 0xFE2F)),
+    *((0x10A00, 0x11FFF), (0x16A00, 0x16FFF), (0x1E000, 0x1E94F)),
 )
 
 
-def _marks() -> str:
-    """Combining marks, which Python's word characters leave out: Indic vowels, for one."""
-    marks = (chr(code) for code in range(0x300, 0x3000))
-    return "".join(mark for mark in marks if unicodedata.category(mark).startswith("M"))
+def _of(categories: str, blocks: Iterable[tuple[int, int]]) -> str:
+    """Characters of these blocks whose category begins with one of the letters."""
+    codes = (code for first, last in blocks for code in range(first, last + 1))
+    return "".join(chr(code) for code in codes if unicodedata.category(chr(code))[0] in categories)
 
 
-_RUNS: Final = re.compile(rf"([{_SPACELESS}]+)|((?:[^\W_{_SPACELESS}]|[{_marks()}])+)")
+_SPACELESS: Final = _LETTERS + _of("LMN", _MIXED_BLOCKS)
+# Python's word characters leave out combining marks, such as Indic vowels.
+_RUNS: Final = re.compile(
+    rf"([{_SPACELESS}]+)|([^\W_{_SPACELESS}](?:[^\W_{_SPACELESS}]|[{_of('M', _MARK_BLOCKS)}])*)"
+)
 _ASCII: Final = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 
 
@@ -97,7 +110,8 @@ def parse_query(text: str, field: str) -> WordQuery:
     lexemes: dict[str, None] = {}
     prefixes: dict[str, None] = {}
     runs: dict[str, None] = {}
-    found = list(_runs(text))
+    # A mark alone is no word, though it may stand in one.
+    found = [(run, kind) for run, kind in _runs(text) if any(map(str.isalnum, run))]
     for run, spaceless in found:
         if not spaceless:
             lexemes[run[:WORD_CHARACTERS_MAX]] = None

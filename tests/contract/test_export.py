@@ -1,7 +1,6 @@
 """Exporting a user, over all four stores."""
 
 import tracemalloc
-from typing import Any
 
 import pytest
 
@@ -32,7 +31,7 @@ def exporting(memory) -> Exporting:
 async def exported(memory, user="ada"):
     """The first and the last piece, and the contents of each session in order."""
     pieces = [piece async for piece in await exporting(memory).export(TENANT, user)]
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[object]] = {}
     for piece in pieces[1:-1]:
         if isinstance(piece, Session):
             assert piece.id not in found

@@ -787,3 +787,20 @@ async def test_a_turn_that_cannot_be_shown_its_history_frees_its_session(hybrid,
     monkeypatch.undo()
     other = msgspec.structs.replace(turn(), lease_token="other")
     assert isinstance(await hybrid.store.turns.begin(other), Begun)
+
+
+async def test_a_late_batch_from_before_a_deletion_gives_no_message_away(settings, hybrid, archive):
+    await append(hybrid, "of ada", user="ada")
+    clock, recorder = SystemClock(), Recorder()
+    async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, ownership):
+        await ownership.renew()
+        runs = await flusher._journal.head([(shard, 10) for shard in range(16)])
+        late = flusher_batch(runs)
+        await flusher.drain()
+        await hybrid.store.sessions.delete(ref())
+        await append(hybrid, "of nobody")
+        await flusher.drain()
+        await flusher._writer.write(late)
+        await ownership.give_up()
+    rows = await archive.fetch("SELECT user_id FROM messages")
+    assert [row["user_id"] for row in rows] == [None]

@@ -80,7 +80,7 @@ async def filled(postgres) -> AsyncGenerator[asyncpg.Connection]:
             for statement in counters.STATEMENTS.values()
         ),
         (profiles.GET, ("default", "u7"), "profiles_pkey"),
-        (writer.CLAIM_MESSAGES, ([KEY], ["u7"]), "messages_pkey"),
+        (writer.CLAIM_MESSAGES, ([KEY],), "messages_pkey"),
         (imports.COUNT_THROUGH, (*PLACE, *BOUNDS), "messages_pkey"),
         (writer.LOCK_SESSIONS, ([KEY],), "sessions_pkey"),
         (writer.FORGET, ([KEY], [HIGHEST_ID], [False]), "messages_pkey"),

@@ -70,6 +70,9 @@ def test_three_characters_and_more_must_stand_together(word, text):
         ("東京都", "東京 京都", False),
         ("東京都", "東京。京都", False),
         ("서울", "서울에서 만나요", True),
+        ("カタ", "カ・タ", False),
+        ("မြန်မာ", "မြန်မာ။", True),
+        ("𑄇𑄧", "x 𑄇𑄧 y", True),
         ("tokyo 東京", "東京 (Tokyo)", True),
     ],
 )
@@ -77,7 +80,10 @@ def test_words_are_compared_as_people_expect(query, text, is_found):
     assert found(query, text) is is_found
 
 
-@pytest.mark.parametrize("query", ["", "  ", "!?.,;", "_", "。、", "\u200b"])
+@pytest.mark.parametrize(
+    "query",
+    [*("", "  ", "!?.,;", "_", "。、", "\u200b"), *("។", "။", "・", "฿", "๏", "\u20e3", "\u0301")],
+)
 def test_a_query_without_words_is_refused(query):
     with pytest.raises(InvalidValue, match="q: must contain a word"):
         parse_query(query, "q")

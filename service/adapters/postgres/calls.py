@@ -163,8 +163,11 @@ class PostgresSweeper:
     def __init__(self, door: PostgresDoor) -> None:
         self._door = door
 
-    async def sweep(self) -> None:
-        """Batch by batch, each a short transaction of its own. Raises ArchiveUnavailable."""
+    async def sweep(self) -> bool:
+        """Batch by batch, each a short transaction of its own; whether there may be more.
+
+        Raises ArchiveUnavailable.
+        """
         for _ in range(SWEEP_BATCHES_MAX):
             async with self._door.connection() as connection:
                 calls = await connection.fetchval(SWEEP_CALLS, SWEEP_ROWS_MAX)
@@ -172,4 +175,5 @@ class PostgresSweeper:
                     SWEEP_LEASES, SWEEP_ROWS_MAX, LEASE_REMAINS_SECONDS
                 )
             if max(calls, leases) < SWEEP_ROWS_MAX:
-                return
+                return False
+        return True

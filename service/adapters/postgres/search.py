@@ -84,9 +84,10 @@ PLAN_EACH: Final[LiteralString] = "SET LOCAL plan_cache_mode = force_custom_plan
 class PostgresSearch:
     """Search in PostgreSQL."""
 
-    def __init__(self, door: PostgresDoor, clock: Clock) -> None:
+    def __init__(self, door: PostgresDoor, clock: Clock, *, call_seconds: float) -> None:
         self._door = door
         self._clock = clock
+        self._call_milliseconds = round(call_seconds * 1000)
 
     async def find(self, query: SearchQuery) -> list[FoundMessage]:
         async with self._door.transaction() as connection:
@@ -99,8 +100,11 @@ class PostgresSearch:
         ]
 
     async def archived_through(self) -> MessageId | None:
-        """Where PostgreSQL holds everything, what was accepted is archived."""
-        return last_id_before(self._clock.milliseconds())
+        """Where PostgreSQL holds everything: what began longer ago than any call takes.
+
+        An append chooses its ids before its commit, and may wait in between.
+        """
+        return last_id_before(self._clock.milliseconds() - self._call_milliseconds)
 
 
 async def find_rows(connection: Connection, query: SearchQuery) -> list[asyncpg.Record]:

@@ -7,6 +7,7 @@ from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import is_row_of
 from service.adapters.postgres.vectors import vector_of
+from service.domain.ids import MessageId
 from service.domain.journal import Batch, Written
 from service.domain.observations import OwnerConflict
 from service.domain.statistics import Counted, Place, count_messages
@@ -78,12 +79,14 @@ ON CONFLICT (session_key, id) DO NOTHING
 RETURNING session_key, id
 """
 
-# For sessions that had messages before they had an owner.
+# For sessions that had messages before they had an owner: that of their row, which a late batch
+# from before a deletion does not change.
 CLAIM_MESSAGES: Final[LiteralString] = """
 UPDATE messages m
-SET user_id = c.user_id
-FROM unnest($1::uuid[], $2::text[]) AS c (session_key, user_id)
-WHERE m.session_key = c.session_key AND m.user_id IS NULL
+SET user_id = s.user_id
+FROM sessions s
+WHERE s.session_key = ANY($1::uuid[]) AND m.session_key = s.session_key
+  AND m.user_id IS NULL AND s.user_id IS NOT NULL
 """
 
 # Counters grow by the rows that were really inserted. An entry from before a clear or a deletion
@@ -127,13 +130,19 @@ class PostgresArchiveWriter:
 
     async def write(self, batch: Batch) -> Written:
         changes = changes_of(batch)
+        # Made before anything is locked: large messages take their time.
+        vectors = {
+            entry.id: vector_of(entry.body)
+            for change in changes.values()
+            for entry in change.messages
+        }
         async with self._door.transaction() as connection:
             owners, claimed = await self._lock(connection, changes)
             await _forget(connection, changes)
-            inserted = await _insert(connection, changes)
-            if claimed:
-                await connection.execute(CLAIM_MESSAGES, list(claimed), list(claimed.values()))
+            inserted = await _insert(connection, changes, vectors)
             await _touch(connection, changes, inserted)
+            if claimed:
+                await connection.execute(CLAIM_MESSAGES, claimed)
             await _summarise(connection, changes)
             await grow_counters(connection, _counts(changes, owners, inserted))
 
@@ -143,8 +152,8 @@ class PostgresArchiveWriter:
 
     async def _lock(
         self, connection: Connection, changes: "dict[str, SessionChange]"
-    ) -> tuple[dict[str, str | None], dict[str, str]]:
-        """Returns all owners, and those of sessions that have messages and had none before."""
+    ) -> tuple[dict[str, str | None], list[str]]:
+        """Returns the owners, and the sessions with messages that may get their first one."""
         keys = list(changes)
         await connection.execute(
             MAKE_SESSIONS,
@@ -154,7 +163,7 @@ class PostgresArchiveWriter:
             [change.first_id for change in changes.values()],
         )
         rows = await connection.fetch(LOCK_SESSIONS, keys)
-        conflicts, claims = 0, dict[str, str]()
+        conflicts, claims = 0, list[str]()
         owners: dict[str, str | None] = {}
         for row in rows:
             change = changes[str(row["session_key"])]
@@ -165,7 +174,7 @@ class PostgresArchiveWriter:
             conflicts += owner is not None and claimed not in {None, owner} and not change.deletes
             owners[str(row["session_key"])] = None if change.deletes else owner
             if owner is None and claimed is not None and row["message_count"]:
-                claims[str(row["session_key"])] = claimed
+                claims.append(str(row["session_key"]))
         if conflicts:
             self._observer.observe(OwnerConflict(count=conflicts))
         return owners, claims
@@ -183,7 +192,9 @@ async def _forget(connection: Connection, changes: dict[str, SessionChange]) -> 
     )
 
 
-async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> dict[str, set[str]]:
+async def _insert(
+    connection: Connection, changes: dict[str, SessionChange], vectors: dict[MessageId, str]
+) -> dict[str, set[str]]:
     """Ids inserted per session."""
     entries = [(key, entry) for key, change in changes.items() for entry in change.messages]
     if not entries:
@@ -195,7 +206,7 @@ async def _insert(connection: Connection, changes: dict[str, SessionChange]) -> 
         [entry.role for _, entry in entries],
         [entry.body for _, entry in entries],
         [changes[key].user_id for key, _ in entries],
-        [vector_of(entry.body) for _, entry in entries],
+        [vectors[entry.id] for _, entry in entries],
     )
     inserted: dict[str, set[str]] = {}
     for row in rows:

@@ -10,12 +10,7 @@ if not head.exists then return { 'missing' } end
 if not has_room(1, 0) then return { 'full' } end
 forget_messages(accept('d', '', ARGV[9]))
 end_session()
-for _, record in ipairs(take_calls()) do
-  if redis.call('TYPE', record).ok == 'hash' then
-    redis.call('HSET', record, 'state', 'cancelled')
-    redis.call('HDEL', record, 'message', 'result', 'answer')
-  end
-end
+cancel_calls()
 remember()
 settle()
 if not ARCHIVED then

@@ -256,6 +256,17 @@ local function take_calls()
   return records
 end
 
+-- What records of calls say after their session was deleted: to a turn that runs, that it was
+-- cancelled; to a repeated call no answers any more.
+local function cancel_calls()
+  for _, record in ipairs(take_calls()) do
+    if redis.call('TYPE', record).ok == 'hash' then
+      redis.call('HSET', record, 'state', 'cancelled')
+      redis.call('HDEL', record, 'message', 'result', 'answer')
+    end
+  end
+end
+
 -- 'ok', 'not_owner', or 'cold' where only the archive knows the owner.
 local function claim(user)
   if user == '' or head.user == user then return 'ok' end
