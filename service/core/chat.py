@@ -16,14 +16,17 @@ from service.core.counting import Counting
 from service.core.prompting import Given, Offer, ProfileText, Prompting, Shown, wire_messages
 from service.core.running_turn import RunningTurn, replayed_turn, with_answer_id
 from service.domain.context import plan
-from service.domain.errors import ChatMemoryError, TurnLost
+from service.domain.errors import ChatMemoryError, RequestRunning, TurnLost
 from service.domain.ids import TurnId
 from service.domain.messages import MessageBody, TurnCost, encode_body
 from service.domain.observations import TurnEnded
 from service.domain.turns import Answer, Prompt, Turn, TurnState
-from service.ports import Begin, Clock, Model, Observer, Replayed, Turns
+from service.ports import Begin, Begun, Clock, Model, Observer, Replayed, Turns
 
 RENEWALS_PER_LEASE: Final = 3
+JOIN_PAUSE_SECONDS_MIN: Final = 0.02
+JOIN_PAUSE_SECONDS_MAX: Final = 0.5
+"""Between two looks at a running turn that a caller has joined."""
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +78,8 @@ class Chat:
     async def answer(self, request: ChatRequest) -> Answered:
         """Run one turn to its end, or return the one that the same key ran before.
 
-        Raises the errors of Turns.begin and of Model.answer; after one of the latter the user's
-        message stays, and the same key runs the turn again. ContextTooLarge where the message does
+        A call whose key is running joins it. Raises the errors of Turns.begin and of Model.answer;
+        after one of the latter the user's message stays, and the same key runs the turn again. ContextTooLarge where the message does
         not fit the budget: then it is not stored; where the session's system and developer
         messages leave no room for it, it is.
         """
@@ -84,7 +87,7 @@ class Chat:
         started = self._clock.monotonic()
         turn_id = TurnId(str(uuid.uuid4()))
         lease_token = secrets.token_hex(16)
-        begun = await self._turns.begin(await self._begin(request, turn_id, lease_token))
+        begun = await self._begun_or_joined(await self._begin(request, turn_id, lease_token))
         if isinstance(begun, Replayed):
             return Answered(turn=replayed_turn(begun), replayed=True)
 
@@ -97,6 +100,22 @@ class Chat:
         overhead = self._clock.monotonic() - started - said.seconds
         self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
         return Answered(turn=turn, replayed=False)
+
+    async def _begun_or_joined(self, command: Begin) -> Begun | Replayed:
+        """Beside a running call with the same key, wait for its end and take its result.
+
+        Where that one failed or died, this one takes the turn up again.
+        """
+        pause = JOIN_PAUSE_SECONDS_MIN
+        deadline = self._clock.monotonic() + self._settings.deadline_seconds
+        while True:
+            try:
+                return await self._turns.begin(command)
+            except RequestRunning:
+                if self._clock.monotonic() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, JOIN_PAUSE_SECONDS_MAX)
 
     async def _begin(self, request: ChatRequest, turn_id: TurnId, lease_token: str) -> Begin:
         given = Given(instructions=request.instructions, message=request.message)

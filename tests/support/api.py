@@ -37,6 +37,7 @@ async def api_client(
     docs: bool = True,
     body_bytes_max: int = BODY_BYTES_MAX,
     request_seconds: float = 20,
+    turn_deadline_seconds: float = 5.0,
     import_seconds: float = 60,
 ) -> AsyncGenerator[Client]:
     recorder, clock = Recorder(), SystemClock()
@@ -44,7 +45,7 @@ async def api_client(
         settings or Settings(store="memory"),
         openai_model="default-model",
         message_bytes_max=MESSAGE_BYTES_MAX,
-        turn_deadline_seconds=5.0,
+        turn_deadline_seconds=turn_deadline_seconds,
     )
     async with (
         open_store(chosen, clock=clock, observer=recorder) as store,

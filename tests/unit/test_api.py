@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,9 +14,11 @@ from service.domain.errors import (
     ModelTimeout,
     ModelUnavailable,
 )
+from service.domain.ids import id_milliseconds
 from service.domain.observations import RequestServed
 from service.settings import Settings
 from tests.support.api import BODY_BYTES_MAX, Client, api_client, problem
+from tests.support.polling import eventually
 from tests.support.scripted_model import ScriptedModel, answer_of
 
 JSON = {"content-type": "application/json"}
@@ -209,11 +212,43 @@ async def test_beside_a_running_turn_the_session_is_busy(api, model):
     busy = await said(api, "ho")
     assert problem(busy, 409, "session_busy")["retryable"] is False
     assert (busy.headers["x-should-retry"], busy.headers["retry-after"]) == ("false", "10")
-    same = await api.http.post("/chat", json=body, headers=key)
-    problem(same, 409, "request_running")
-    assert (same.headers["x-should-retry"], same.headers["retry-after"]) == ("true", "1")
+    same = asyncio.create_task(api.http.post("/chat", json=body, headers=key))
+    await eventually(lambda: len(api.recorder.of(RequestServed)) >= 1, within_seconds=5)
+    assert not same.done()
     model.gate.set()
-    assert (await running).status_code == 200
+    first, joined = await running, await same
+    assert (first.status_code, joined.status_code) == (200, 200)
+    assert first.json() == joined.json()
+    replayed = "Idempotency-Replayed"
+    assert (replayed in first.headers, joined.headers[replayed]) == (False, "true")
+    assert len(model.prompts) == 1
+
+
+async def test_who_joined_a_turn_that_fails_runs_it_again(api, model):
+    model.gate = asyncio.Event()
+    model.script = [ModelError("no"), answer_of("hi")]
+    key, body = {"Idempotency-Key": "k"}, {"user_id": "ada", "message": "hi"}
+    running = asyncio.create_task(api.http.post("/chat", json=body, headers=key))
+    await model.asked.wait()
+    same = asyncio.create_task(api.http.post("/chat", json=body, headers=key))
+    model.gate.set()
+    problem(await running, 502, "model_error")
+    assert (await same).json()["response"] == "echo: hi"
+    messages = (await api.http.get("/history/ada")).json()["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+
+
+async def test_who_joins_a_turn_waits_no_longer_than_a_turn_may_take(model):
+    model.gate = asyncio.Event()
+    async with api_client(model, turn_deadline_seconds=0.2) as api:
+        key, body = {"Idempotency-Key": "k"}, {"user_id": "ada", "message": "hi"}
+        running = asyncio.create_task(api.http.post("/chat", json=body, headers=key))
+        await model.asked.wait()
+        same = await api.http.post("/chat", json=body, headers=key)
+        problem(same, 409, "request_running")
+        assert (same.headers["x-should-retry"], same.headers["retry-after"]) == ("true", "1")
+        model.gate.set()
+        assert (await running).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -684,6 +719,26 @@ async def test_messages_are_searched_across_sessions(api):
     assert rest["next_cursor"] is None
     assert page["items"][0]["id"] <= page["archived_through"]
     assert (await api.http.get("/v1/messages?session_id=nobody")).json()["items"] == []
+
+
+async def test_a_cursor_is_a_place_in_the_order_whoever_it_came_from(api):
+    first = (await append(api, "s", "a", "b")).json()["messages"][0]["id"]
+    await eventually(lambda: time.time_ns() // 10**6 > id_milliseconds(first) + 1, within_seconds=1)
+    await append(api, "other", "secret")
+    other = (await api.http.get("/v1/sessions/other/messages")).json()["items"][0]["id"]
+    for cursor, order, contents in [
+        (first, "after", ["b"]),
+        (other, "before", ["a", "b"]),
+        (other, "after", []),
+    ]:
+        page = await api.http.get(f"/v1/sessions/s/messages?{order}={cursor}")
+        assert [item["content"] for item in page.json()["items"]] == contents
+    for query in ("after=s:1", "before=eyJhIjoxfQ", "after=" + first[:-1]):
+        field = query.partition("=")[0]
+        refused = await api.http.get(f"/v1/sessions/s/messages?{query}")
+        problem(refused, 422, "invalid_value", field)
+        refused = await api.http.get(f"/v1/sessions?cursor={query.partition('=')[2]}")
+        problem(refused, 422, "invalid_value", "cursor")
 
 
 @pytest.mark.parametrize("path", ["/", "/nope", "/history", "/history/", "/history/a/b", "/v1"])
