@@ -79,9 +79,9 @@ class Chat:
         """Run one turn to its end, or return the one that the same key ran before.
 
         A call whose key is running joins it. Raises the errors of Turns.begin and of Model.answer;
-        after one of the latter the user's message stays, and the same key runs the turn again. ContextTooLarge where the message does
-        not fit the budget: then it is not stored; where the session's system and developer
-        messages leave no room for it, it is.
+        after one of the latter the user's message stays, and the same key runs the turn again.
+        ContextTooLarge where the message does not fit the budget: then it is not stored; where the
+        session's system and developer messages leave no room for it, it is.
         """
         check_request(request, message_bytes_max=self._settings.message_bytes_max)
         started = self._clock.monotonic()
