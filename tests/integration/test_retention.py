@@ -21,6 +21,7 @@ from service.core.retaining import Retaining
 from service.domain.context import Need
 from service.domain.errors import HotUnavailable, SessionNotFound
 from service.domain.ids import HIGHEST_ID, ZERO_ID, message_id, next_id
+from service.domain.messages import Role
 from service.domain.sessions import SessionDocument
 from service.domain.summaries import Summary
 from service.ports import Append, Create, PageQuery
@@ -69,7 +70,7 @@ async def sql(database_url):
     await connection.close()
 
 
-async def append(memory, session, *contents, role="user", user="ada"):
+async def append(memory, session, *contents, role: Role = "user", user="ada"):
     command = Append(
         ref=ref(session), bodies=tuple(said(content, role) for content in contents), user_id=user
     )
@@ -175,6 +176,7 @@ async def test_no_replay_and_no_filling_brings_it_back(hybrid, retention, redis_
         await hybrid.flush()
         await retention(hybrid).run(ids[30])
         for key, value in dumped.items():
+            assert value is not None
             await redis.restore(key, 0, value, replace=True)
         await hybrid.flush()
     assert await contents(hybrid) == [str(n) for n in range(30, 40)]
@@ -265,7 +267,8 @@ async def test_the_command_goes_by_the_days_of_the_setting(memory, database_url,
 
 async def test_expired_calls_are_swept(memory, database_url, redis_url, sql):
     await sql.execute(
-        "INSERT INTO calls (session_key, operation, key, tenant, fingerprint, state, ids, expires_at)"
+        "INSERT INTO calls"
+        " (session_key, operation, key, tenant, fingerprint, state, ids, expires_at)"
         " SELECT gen_random_uuid(), 'op', n::text, 't', '-', 'done', '{}', now() - interval '1 s'"
         " FROM generate_series(1, 1200) AS n"
     )
