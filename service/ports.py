@@ -492,7 +492,7 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
 
     hot_sessions: int = 0
     journal_entries: int = 0
-    """Accepted and not archived when they were dropped."""
+    """Accepted and not yet known to be archived when they were dropped."""
     archive_sessions: int = 0
     archive_messages: int = 0
     profiles: int = 0
@@ -698,8 +698,8 @@ class HotErasure(Protocol):
     async def erase(self, ref: SessionRef, user_id: str) -> HotErased | HotDeletion | None:
         """As a deletion, journaled, and the session's records of calls with it.
 
-        The deletion alone where another call has deleted the session; None for another user's.
-        Raises BacklogFull.
+        The deletion alone where another call has deleted the session, also where it is another
+        user's by now; None where it is not this user's at all. Raises BacklogFull.
         """
         ...
 

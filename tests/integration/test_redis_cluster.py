@@ -1,16 +1,18 @@
 """Every script's keys are in one slot: shown on a server in cluster mode, which refuses others."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from service.adapters.redis.retention import RedisRetention
 from service.dev.valkey import EmbeddedValkey
 from service.domain.context import ContextOptions
-from service.domain.ids import TurnId
+from service.domain.ids import HIGHEST_ID, ZERO_ID, TurnId
 from service.domain.sessions import SessionDocument
-from service.ports import Append, Begin, Create, Finish, Once, PageQuery
+from service.ports import Append, Begin, Create, Cut, Finish, Once, PageQuery
 from service.settings import Settings
 from tests.support.polling import eventually
 from tests.support.processes import free_port
@@ -48,6 +50,7 @@ async def hybrid(cluster_url: str, database_url: str) -> AsyncGenerator[Kept]:
 async def test_every_script_keeps_to_one_slot(hybrid):
     store = hybrid.store
     once = Once(operation="chat", key="k:{x}", fingerprint="f")
+    keyed = Once(operation="append", key="k:{x}", fingerprint="f")
     for name in ("a", "b{c}", "{cm:00}:head", "d:e%"):
         at = ref(name)
         document = SessionDocument(context=ContextOptions(last=3))
@@ -75,12 +78,24 @@ async def test_every_script_keeps_to_one_slot(hybrid):
         )
         await store.turns.finish(finish)
         assert await store.sessions.replace(at, document, SessionDocument())
+        assert (await store.transcripts.append(Append(ref=at, bodies=(said("k"),), once=keyed))).ids
     await hybrid.flush()
+    hot = RedisRetention(store.erasure._hot._door, store.erasure._hot._arguments)
+    cuts = [Cut(ref=ref(name), through=ZERO_ID) for name in ("a", "b{c}")]
+    await hot.cut(cuts)
+    assert await hot.end([ref("never{was}")], before=HIGHEST_ID) == 1
     for name in ("a", "b{c}"):
         messages = await store.transcripts.page(ref(name), PageQuery(limit=100))
-        assert len(messages) == 10
+        assert len(messages) == 11
         await store.transcripts.clear(ref(name))
         await store.sessions.delete(ref(name))
-    await hybrid.flush()
+    erasing = asyncio.ensure_future(store.erasure.erase("default", "ada"))
+    while not erasing.done():
+        await hybrid.flush()
+        await asyncio.sleep(0.01)
+    erased = await erasing
+    # The two that were not deleted, each with the records of a turn, an append and the making.
+    assert erased is not None
+    assert (erased.hot_sessions, erased.idempotency_records) == (2, 4)
     shards = await store.journal.backlog(range(16))
     assert sum(shard.entries for shard in shards) == 0

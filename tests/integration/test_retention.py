@@ -176,6 +176,7 @@ async def test_no_replay_and_no_filling_brings_it_back(hybrid, retention, redis_
         await hybrid.flush()
         await retention(hybrid).run(ids[30])
         for key, value in dumped.items():
+            assert value is not None
             await redis.restore(key, 0, value, replace=True)
         await hybrid.flush()
     assert await contents(hybrid) == [str(n) for n in range(30, 40)]

@@ -3,7 +3,9 @@
 from collections.abc import AsyncGenerator
 from typing import Final, LiteralString
 
-from service.adapters.postgres.archive import PostgresArchive
+import msgspec
+
+from service.adapters.postgres.archive import PostgresArchive, find_session
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.session_rows import lock_session
@@ -38,8 +40,8 @@ WITH RECURSIVE days AS (
     FROM days d
     WHERE d.day IS NOT NULL
 ), gone AS (
-    DELETE FROM daily_counts c USING days d
-    WHERE c.tenant = $1 AND c.day = d.day AND c.user_id = $2
+    DELETE FROM daily_counts c
+    WHERE c.tenant = $1 AND c.day = ANY(ARRAY(SELECT day FROM days)) AND c.user_id = $2
     RETURNING c.day, c.model, c.slot, c.messages, c.turns, c.input_tokens, c.output_tokens
 ), kept AS (
     INSERT INTO daily_counts AS n
@@ -64,8 +66,8 @@ WITH RECURSIVE days AS (
     FROM days d
     WHERE d.day IS NOT NULL
 ), gone AS (
-    DELETE FROM active_sessions a USING days d
-    WHERE a.tenant = $1 AND a.day = d.day AND a.user_id = $2
+    DELETE FROM active_sessions a
+    WHERE a.tenant = $1 AND a.day = ANY(ARRAY(SELECT day FROM days)) AND a.user_id = $2
     RETURNING a.day, a.model, a.session_key
 ), kept AS (
     INSERT INTO active_sessions (tenant, day, user_id, model, session_key)
@@ -88,7 +90,9 @@ class PostgresArchiveErasure:
         async with self._door.transaction() as connection:
             # Taken before the messages are looked for: what a flusher committed is seen then.
             await connection.fetch(LOCK_SESSIONS, [session_key(ref)])
-            return await _erase(connection, ref, through)
+            stands = await find_session(connection, ref) is not None
+            erased = await _erase(connection, ref, through)
+        return msgspec.structs.replace(erased, sessions=int(stands))
 
     async def forget_user(self, tenant: str, user_id: str) -> bool:
         async with self._door.transaction() as connection:
@@ -153,13 +157,12 @@ class PostgresUserSessions:
 
 
 async def _erase(connection: Connection, ref: SessionRef, through: MessageId) -> ArchiveErased:
-    """Under the session's lock."""
+    """Of a session that stands, under its lock."""
     key = session_key(ref)
     messages = await connection.fetchval(FORGET, [key], [through], [True])
     records = await connection.fetchval(DELETE_RECORDS, key, ref.tenant)
     await connection.execute(DELETE_LEASE, key, ref.tenant)
-    sessions = 0 if messages is None else 1
-    return ArchiveErased(sessions=sessions, messages=messages or 0, records=records)
+    return ArchiveErased(sessions=1, messages=messages or 0, records=records)
 
 
 async def _fold(connection: Connection, tenant: str, user_id: str) -> bool:

@@ -20,15 +20,15 @@ LIMIT 1
 
 # The tenant's oldest, so of each session the oldest of all it has.
 OLD: Final[LiteralString] = """
-SELECT DISTINCT ON (o.session_key) s.session_id, o.id AS through
+SELECT DISTINCT ON (o.session_key) o.id AS through, (
+    SELECT s.session_id FROM sessions s WHERE s.session_key = o.session_key AND s.tenant = $1
+) AS session_id
 FROM (
     SELECT session_key, id FROM messages
     WHERE tenant = $1 AND id < $2
     ORDER BY id
     LIMIT $3
 ) AS o
-JOIN sessions s USING (session_key)
-WHERE s.tenant = $1
 ORDER BY o.session_key, o.id DESC
 """
 

@@ -50,10 +50,8 @@ class RedisErasure:
                     records=records,
                     hot=hot == 1,
                 )
-            case b"deleted":
+            case b"gone":
                 return self._deletion(ref, rest[0]) if rest[0] else None
-            case b"not_owner":
-                return None
             case _:
                 raise self._arguments.refusal(status)
 

@@ -56,8 +56,10 @@ class Keys:
         )
 
     def profile(self, tenant: str, user_id: str) -> str:
-        tag = _tag(self.shard(SessionRef(tenant, user_id)))
-        return f"{tag}:profile:{_segment(tenant)}:{_segment(user_id)}"
+        """A digest: what stands for no profile must not name the user either."""
+        name = f"{_segment(tenant)}:{_segment(user_id)}".encode()
+        digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+        return f"{_tag(self.shard(SessionRef(tenant, user_id)))}:profile:{digest}"
 
     def once(self, ref: SessionRef, operation: str, key: str) -> str:
         """A digest: the record outlives its session, and must not name it then."""

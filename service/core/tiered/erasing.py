@@ -110,8 +110,9 @@ class _Run:
         self.wait_for(hot.deletion)
         new = self.seen.get(ref) != hot.deletion.id
         self.seen[ref] = hot.deletion.id
-        # A flusher may have been faster with the deletion: then the rows are those of before.
-        archived = max(archived, before, key=lambda one: (one.sessions, one.messages))
+        if new and not archived.sessions:
+            # A flusher may have been faster with the deletion: then the rows are those of before.
+            archived = before
         self.erased = _sum(self.erased, hot, archived)
         return new
 

@@ -2,7 +2,8 @@
 --
 -- ARGV  9 user   10 random bits
 -- Reply {'done', id of the deletion, unflushed entries, records deleted, 1 if it was hot}
---       | {'deleted', id of the deletion or ''} (by another call) | {'not_owner'} | {'full'}
+--       | {'gone', id up to which it was cleared or ''} (deleted by another call, or by now another
+--       user's) | {'full'}
 -- A repeated call changes nothing more and is answered likewise. The archive is not asked: that a
 -- session which is not hot is this user's, the caller has read there. A running turn loses its lease.
 -- A session that an earlier erasure ended and the archive has not ended yet is done, with its id.
@@ -15,9 +16,9 @@ end
 if head.known and not head.exists then
   if redis.call('HGET', HEAD, 'erased') == ARGV[9] then return { 'done', head.cleared, 0, 0, 0 } end
   leave_nothing()
-  return { 'deleted', head.cleared or '' }
+  return { 'gone', head.cleared or '' }
 end
-if head.user ~= ARGV[9] and (head.user or head.known) then return { 'not_owner' } end
+if head.user ~= ARGV[9] and (head.user or head.known) then return { 'gone', head.cleared or '' } end
 if not has_room(1, 0) then return { 'full' } end
 
 local entries, hot = tonumber(head.unflushed), head.exists and 1 or 0
