@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import httpx
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from service.api.operations import Operations, create_operations_app
 from service.api.protocol import HEAD_BYTES_MAX
 from service.api.server import Listener, ServiceServer
 from service.domain.turns import Answer, Prompt, Usage
+from service.settings import Settings
 from tests.support.api import BODY_BYTES_MAX, Client, api_client
 from tests.support.polling import eventually
 
@@ -58,9 +60,9 @@ def application(client: Client) -> Any:
 
 
 @asynccontextmanager
-async def served() -> AsyncGenerator[Served]:
+async def served(settings: Settings | None = None) -> AsyncGenerator[Served]:
     model = GatedModel()
-    async with api_client(model) as client:
+    async with api_client(model, settings) as client:
         operations = Operations(
             render_metrics=lambda: (b"# none\n", "text/plain"), journal=None, shards=0
         )
@@ -190,6 +192,40 @@ async def test_what_is_no_http_is_a_problem_too(running):
     problem = msgspec.json.decode(body)
     assert (problem["status"], problem["code"]) == (400, "invalid_request")
     assert f"x-request-id: {problem['trace_id']}".encode() in head
+
+
+async def test_a_fault_in_the_middle_breaks_an_export(database_url):
+    messages = [{"role": "user", "content": "x" * 900}] * 20
+    settings = Settings(store="postgres", database_url=database_url)
+    async with served(settings) as running, httpx.AsyncClient(timeout=10) as http:
+        body = {"user_id": "ada", "messages": messages}
+        await http.post(running.url("/v1/sessions/s/messages"), json=body)
+        sql = await asyncpg.connect(database_url)
+        # Far more than the sockets between the two hold.
+        await sql.execute(
+            "INSERT INTO messages (session_key, id, tenant, role, body)"
+            " SELECT m.session_key, ('00000000' || substr(gen_random_uuid()::text, 9))::uuid,"
+            " m.tenant, m.role, m.body FROM messages m, generate_series(1, 500)"
+        )
+        export = running.url("/v1/users/ada/export")
+        whole = (await http.get(export)).text.splitlines()
+        assert whole[-1] == '{"type":"end","sessions":1,"messages":10020}'
+
+        lines: list[str] = []
+
+        async def read_and_break() -> None:
+            async with http.stream("GET", export) as response:
+                assert response.status_code == 200
+                async for line in response.aiter_lines():
+                    if not lines:
+                        await sql.execute("ALTER TABLE messages RENAME TO hidden")
+                    lines.append(line)
+
+        with pytest.raises(httpx.RemoteProtocolError):
+            await read_and_break()
+        assert 0 < len(lines) < 10_000
+        assert '"type":"end"' not in lines[-1]
+        await sql.close()
 
 
 async def test_a_signal_says_not_ready_and_lets_the_turn_end():

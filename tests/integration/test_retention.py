@@ -167,6 +167,26 @@ async def test_unflushed_messages_stay_whatever_their_age(hybrid, retention):
     assert await contents(hybrid) == ["b", "c"]
 
 
+async def test_what_a_dead_flusher_did_not_acknowledge_stays_hot(hybrid, retention, redis_url):
+    ids = await append(hybrid, "s", *(str(n) for n in range(10)))
+    async with Redis.from_url(redis_url, protocol=2) as redis:
+        # It died after its commit: Redis is as it was before.
+        dumped = [(key, await redis.dump(key)) async for key in redis.scan_iter("{cm:*}:*")]
+        await hybrid.flush()
+        for key, value in dumped:
+            assert value is not None
+            await redis.restore(key, 0, value, replace=True)
+
+        assert (await retention(hybrid).run(ids[5])).messages == 5
+        [head] = [key async for key in redis.scan_iter("{cm:*}:head:*")]
+        assert await redis.hmget(head, ["held", "unflushed"]) == [b"10", b"10"]
+    await append(hybrid, "s", "10")
+    await hybrid.flush()
+    assert (await hybrid.store.transcripts.recent(ref("s"), Need(last=1))).messages[0].content == (
+        "10"
+    )
+
+
 async def test_no_replay_and_no_filling_brings_it_back(hybrid, retention, redis_url, sql):
     ids = await append(hybrid, "s", *(str(n) for n in range(40)))
     # As a flusher that died after its commit: the journal has all of it still.
