@@ -216,6 +216,11 @@ async def test_a_cleared_or_deleted_session_is_empty_in_postgres_too(api, settin
         await flush(settings)
         assert (await imported(api, lines(5))).status_code == 201
         assert await contents(api) == texts(*range(5))
+        # Its row names it again: a listing and a search show it.
+        listed = (await api.http.get("/v1/sessions")).json()["items"]
+        assert [session["id"] for session in listed] == ["s"]
+        found = (await api.http.get("/v1/messages?limit=1")).json()["items"]
+        assert [message["session_id"] for message in found] == ["s"]
         await api.http.delete(gone)
         await flush(settings)
 

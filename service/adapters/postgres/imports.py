@@ -60,6 +60,7 @@ SET message_count = message_count + $3,
     last_id = GREATEST(last_id, $5),
     archived_through = GREATEST(archived_through, $5),
     user_id = COALESCE(user_id, $6),
+    session_id = $7,
     deleted = false
 WHERE session_key = $1 AND tenant = $2
 """
@@ -206,6 +207,7 @@ class _Run:
             self._born_id or imported.first_id,
             imported.last_id,
             user_id,
+            ref.session_id,
         )
         await self._own(row)
         await self._keep(ref, imported, fingerprint)
