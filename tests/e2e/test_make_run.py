@@ -14,7 +14,7 @@ import pytest
 from service.dev.postgres import EmbeddedPostgres
 from tests.support.model_server import ModelServer, Reply
 from tests.support.polling import eventually
-from tests.support.processes import Running, service
+from tests.support.processes import ROOT, Running, service
 
 
 async def say(running: Running, text: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ async def test_migrate_reports_and_verifies(tmp_path, empty_database_url):
     assert "pending" in said[0]
     assert "0001_sessions_and_messages" in said[1]
     assert "nothing to do" in said[2]
-    assert said[3].count("applied") == 2
+    assert said[3].count("applied") == len(list((ROOT / "migrations").glob("*.sql")))
 
 
 async def test_a_server_is_not_ready_while_its_schema_is_behind(
