@@ -31,9 +31,10 @@ from service.domain.errors import (
 )
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Batch
-from service.domain.messages import Content
+from service.domain.messages import Content, MessageBody, encode_body
 from service.domain.observations import BatchFlushed, FlushFailed, HotRead, PoolWaited
 from service.domain.sessions import SessionDocument, SessionRef
+from service.domain.summaries import Summary
 from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, SessionQuery
 from service.settings import Settings
 from tests.support.polling import eventually
@@ -389,6 +390,7 @@ async def test_a_warm_turn_is_two_round_trips_and_no_sql(hybrid, redis):
     await append(hybrid, *(str(n) for n in range(15)))
     await hybrid.flush()
     await hybrid.store.transcripts.recent(ref(), Need(last=None))
+    await load_scripts(hybrid)
     before, hybrid.recorder.seen[:] = await commands(redis), []
 
     begun = await hybrid.store.turns.begin(turn())
@@ -397,6 +399,38 @@ async def test_a_warm_turn_is_two_round_trips_and_no_sql(hybrid, redis):
     await hybrid.store.turns.finish(answer())
     assert await commands(redis) - before == 2
     assert hybrid.recorder.of(PoolWaited) == []
+
+
+@pytest.mark.parametrize("strategy", ["tokens", "summary"])
+async def test_a_warm_turn_with_a_budget_is_two_round_trips_and_no_sql(hybrid, redis, strategy):
+    bodies = (MessageBody(role="user", content=str(n), token_count=10) for n in range(15))
+    command = Append(ref=ref(), bodies=tuple(map(encode_body, bodies)))
+    [first, *_] = (await hybrid.store.transcripts.append(command)).ids
+    summary = Summary(text="They counted.", from_id=first, through_id=first, model="m")
+    assert await hybrid.store.sessions.summarise(ref(), None, summary)
+    await hybrid.flush()
+    await hybrid.store.transcripts.recent(ref(), Need(tokens=1000))
+    await load_scripts(hybrid)
+    before, hybrid.recorder.seen[:] = await commands(redis), []
+
+    options = ContextOptions(strategy=strategy, max_tokens=100)
+    command = msgspec.structs.replace(turn(), options=options, cost=90)
+    begun = await hybrid.store.turns.begin(command)
+    assert isinstance(begun, Begun)
+    assert len(begun.history.messages) >= 10
+    assert begun.history.summary == summary
+    await hybrid.store.turns.finish(answer())
+    assert await commands(redis) - before == 2
+    assert hybrid.recorder.of(PoolWaited) == []
+
+
+async def load_scripts(hybrid: Kept) -> None:
+    """A turn elsewhere: a script's first call on a server is two."""
+    elsewhere = ref("elsewhere")
+    await append(hybrid, "x", at=elsewhere)
+    await hybrid.store.transcripts.recent(elsewhere, Need(last=None))
+    await hybrid.store.turns.begin(msgspec.structs.replace(turn(), ref=elsewhere))
+    await hybrid.store.turns.finish(msgspec.structs.replace(answer(), ref=elsewhere))
 
 
 async def commands(redis: Redis) -> int:
