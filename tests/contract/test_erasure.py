@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from service.bootstrap.ambient import SystemClock
@@ -11,6 +12,7 @@ from service.domain.errors import InvalidValue, SessionNotFound, UserNotFound
 from service.domain.ids import TurnId
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Begin, Create, Erased, Finish, Once, PageQuery, SessionQuery
+from service.settings import Settings
 from tests.support.stores import ref, said
 
 TENANT = "default"
@@ -46,6 +48,12 @@ async def end(memory, session, *, once=None, token="t"):
         once=once,
     )
     return await memory.store.turns.finish(finish)
+
+
+@pytest.fixture
+def store_settings(store_settings: Settings) -> Settings:
+    """On a busy machine a flush may take longer than other tests want to wait."""
+    return msgspec.structs.replace(store_settings, archive_wait_seconds=10.0)
 
 
 async def erase(memory, user="ada", tenant=TENANT) -> Erased:
