@@ -23,5 +23,7 @@ class TieredSearch:
         except HotUnavailable:
             return None
         oldest = (shard.oldest_milliseconds for shard in backlog)
+        # Shards are read one after another: one that was empty may have an entry since, but none
+        # from before the clock was read, which comes first.
         now = min(shard.now_milliseconds for shard in backlog)
-        return last_id_before(min((ms for ms in oldest if ms is not None), default=now))
+        return last_id_before(min([now, *(ms for ms in oldest if ms is not None)]))
