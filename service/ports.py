@@ -299,7 +299,7 @@ class HotProfiles(Protocol):
         ...
 
     async def settle(self, tenant: str, user_id: str, token: str, profile: Profile | None) -> None:
-        """After a write, only where one's own mark stands."""
+        """After a write. Where one's own mark is gone, a mark is left instead of the profile."""
         ...
 
 
@@ -813,6 +813,12 @@ class ArchiveRetention(Protocol):
         self, tenant: str, *, before: MessageId, after: MessageId, limit: int
     ) -> list[tuple[SessionRef, MessageId]]:
         """Sessions without messages whose last activity is between the two, oldest first."""
+        ...
+
+    def still_idle(
+        self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId
+    ) -> AbstractAsyncContextManager[Sequence[SessionRef]]:
+        """Those that are idle still, and into which nothing is imported until the context ends."""
         ...
 
     async def end(self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId) -> int:

@@ -15,7 +15,7 @@ from service.core.chat_request import ChatRequest, check_request
 from service.core.counting import Counting
 from service.core.prompting import Given, Offer, ProfileText, Prompting, Shown, wire_messages
 from service.core.running_turn import RunningTurn, replayed_turn, with_answer_id
-from service.domain.context import plan
+from service.domain.context import ContextOptions, plan
 from service.domain.errors import ChatMemoryError, RequestRunning, TurnLost
 from service.domain.ids import TurnId
 from service.domain.messages import MessageBody, TurnCost, encode_body
@@ -96,7 +96,8 @@ class Chat:
         said = await self._ask(running)
         turn = await self._finish(running, said)
         if said.shown.wants_summary:
-            self._offer_summary(request.ref, chosen)
+            own = plan(begun.history.document.context or ContextOptions())
+            self._offer_summary(request.ref, own if own.strategy == "summary" else chosen)
         overhead = self._clock.monotonic() - started - said.seconds
         self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
         return Answered(turn=turn, replayed=False)

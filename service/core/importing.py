@@ -179,7 +179,8 @@ class _Times:
         time = numbered.line.created_at
         if time is not None:
             self._time = self._checked(time, in_line(numbered.number, "created_at"))
-        milliseconds = min((self._time - EPOCH) // MILLISECOND, self._latest)
+        # Rounded up, as a time that is asked for is: `from` this time finds the message.
+        milliseconds = min(-((EPOCH - self._time) // MILLISECOND), self._latest)
         identity = self._previous = next_id(self._previous, milliseconds)
         self.first = self.first or identity
         self.last = identity

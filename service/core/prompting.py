@@ -70,10 +70,10 @@ class Prompting:
         """Raises ContextTooLarge where what is never left out exceeds the budget."""
         tokenizer = await self._tokenizers.of(model)
         summary = _usable(recent.summary, chosen, tokenizer)
-        fixed = _given_tokens(tokenizer, given, summary)
-        if chosen.strategy in BUDGETED and chosen.max_tokens is not None:
-            return _by_budget(chosen.max_tokens, recent, summary, fixed, tokenizer)
+        if chosen.strategy in BUDGETED:
+            return _by_budget(chosen, recent, given, summary, tokenizer)
 
+        fixed = _given_tokens(tokenizer, given, None)
         messages = window(chosen, recent.pinned, recent.messages)
         history = sum(message_tokens(tokenizer, message) for message in messages)
         return Shown(
@@ -111,38 +111,49 @@ def wire_message(message: Message) -> dict[str, Any]:
 
 
 def _by_budget(
-    budget: int,
+    chosen: Plan,
     recent: Recent,
+    given: Given,
     summary: Summary | None,
-    fixed: ContextTokens,
     tokenizer: Tokenizer,
 ) -> Shown:
+    """The newest that fit, beside the summary; a summary for which there is no room is left out."""
+    budget = chosen.max_tokens or 0
     cost = cost_of(tokenizer)
-    everything = whole_pairs([*recent.pinned, *recent.messages])
-    history = [m for m in everything if m.role in PINNED_ROLES or _is_after(m, summary)]
+    history = whole_pairs([*recent.pinned, *recent.messages])
     pinned = sum(cost(message) for message in history if message.role in PINNED_ROLES)
+    fixed = _given_tokens(tokenizer, given, summary)
     room = budget - fixed.total - pinned
+    if room < 0 and summary is not None:
+        return _by_budget(chosen, recent, given, None, tokenizer)
     if room < 0:
         raise ContextTooLarge.over(-room, budget)
 
     kept, used = fitting(history, room, cost)
-    spoken = sum(cost(message) for message in history if message.role not in PINNED_ROLES)
-    reason: LeftOutReason | None = None
-    if len(kept) < len(history):
-        reason = "tokens"
-    elif len(history) < len(everything):
-        reason = "summary"
-    elif len(everything) < len(recent.pinned) + len(recent.messages):
-        reason = "tool_calls"
+    unsaid = sum(
+        cost(message)
+        for message in history
+        if message.role not in PINNED_ROLES and _is_after(message, summary)
+    )
     return Shown(
         messages=tuple(kept),
         summary=summary,
         tokens=fixed.with_history(pinned + used),
         tokenizer=tokenizer.vocabulary,
         tokenizer_known=tokenizer.known,
-        reason=reason,
-        wants_summary=spoken > room * SUMMARY_TRIGGER,
+        reason=_why_over(recent, history, kept, summary),
+        wants_summary=chosen.strategy == "summary" and unsaid > room * SUMMARY_TRIGGER,
     )
+
+
+def _why_over(
+    recent: Recent, history: Sequence[Message], kept: Sequence[Message], summary: Summary | None
+) -> LeftOutReason | None:
+    shown = {message.id for message in kept}
+    left = [message for message in history if message.id not in shown]
+    if left:
+        return "tokens" if any(_is_after(message, summary) for message in left) else "summary"
+    return "tool_calls" if len(history) < len(recent.pinned) + len(recent.messages) else None
 
 
 def _usable(summary: Summary | None, chosen: Plan, tokenizer: Tokenizer) -> Summary | None:

@@ -126,8 +126,10 @@ class Recall:
         if chosen.profile and recent.user_id is not None:
             profile = await self._profile_text(ref.tenant, recent.user_id)
         shown = await self._prompting.shown(chosen, recent, Given(profile=profile), self._model)
-        if shown.wants_summary:
-            self._offer_summary(ref, chosen)
+        # By the session's own budget alone: what a reader asks for is no reason to summarise more.
+        own = plan(recent.document.context or ContextOptions())
+        if shown.wants_summary and own.strategy == "summary" and own.need == chosen.need:
+            self._offer_summary(ref, own)
         left_out = max(0, await self._count(ref, recent) - len(shown.messages))
         return ShownContext(
             strategy=chosen.strategy,

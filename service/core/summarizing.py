@@ -178,6 +178,9 @@ class Summarizer:
                 if taken and used > self._settings.input_tokens_max and whole:
                     return taken[:whole]
                 taken.append(message)
+                if message.role == "user":
+                    # Who speaks again waits for no result: an unanswered call must not stop it.
+                    waiting.clear()
                 waiting |= {str(call.get("id")) for call in message.tool_calls or ()}
                 waiting.discard(message.tool_call_id)
                 if not waiting:
@@ -244,6 +247,7 @@ def _question(old: Summary | None, messages: Sequence[Message], characters_max: 
     lines = [_line(message) for message in messages if message.role not in PINNED_ROLES]
     said = "\n".join(lines)[:characters_max]
     so_far = old.text if old else "(nothing yet)"
+    said = said.replace("</messages>", "<\\/messages>")
     return f"<summary>\n{so_far}\n</summary>\n<messages>\n{said}\n</messages>"
 
 

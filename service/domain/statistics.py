@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from service.domain.ids import MessageId, id_time
+from service.domain.ids import ID_BYTES_MAX, MessageId, id_time
 from service.domain.messages import cost_of_body
 
 By = Literal["day", "week", "user", "model"]
@@ -64,7 +64,7 @@ def count_messages(
     for identity, body in messages:
         cost = cost_of_body(body)
         day = id_time(identity).date()
-        model = cost.model if cost else ""
+        model = cost.model if cost and len(cost.model.encode()) <= ID_BYTES_MAX else ""
         place = Place(tenant, day, user_id or "", model, session_key)
         into.setdefault(place, Counted()).add(body)
 

@@ -55,6 +55,23 @@ _SPACELESS: Final = _LETTERS + _of("LMN", _MIXED_BLOCKS)
 _RUNS: Final = re.compile(
     rf"([{_SPACELESS}]+)|([^\W_{_SPACELESS}](?:[^\W_{_SPACELESS}]|[{_of('M', _MARK_BLOCKS)}])*)"
 )
+MARKS_MAX: Final = 30
+"""Marks on one character, as in Unicode's stream-safe format (UAX 15): putting more in order takes
+time that grows with their square."""
+
+
+def _is_mark(code: int) -> bool:
+    """Whether the character, taken apart, begins with one that is put in order."""
+    return unicodedata.combining(unicodedata.normalize("NFKD", chr(code))[0]) != 0
+
+
+_MARKS: Final = "".join(
+    chr(code)
+    for first, last in (*_MARK_BLOCKS, (0x3000, 0x30FF), (0xFF00, 0xFFEF), (0x1D100, 0x1D2FF))
+    for code in range(first, last + 1)
+    if _is_mark(code)
+)
+_MARK_RUNS: Final = re.compile(rf"([{_MARKS}]{{{MARKS_MAX}}})[{_MARKS}]+")
 _ASCII: Final = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 
 
@@ -176,6 +193,7 @@ def _pairs(run: str) -> Iterator[str]:
 
 
 def _folded(text: str) -> str:
+    text = _MARK_RUNS.sub(r"\1", text)
     # Folding may take a text apart again: then it is put together once more.
     return _normal(_normal(text).casefold())
 

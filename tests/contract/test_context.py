@@ -1,5 +1,7 @@
 """Budgets and summaries: what every store promises of them."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -163,6 +165,25 @@ async def test_a_deleted_session_has_no_summary_and_an_unknown_one_gets_none(mem
     assert await summary(memory) is None
     with pytest.raises(SessionNotFound):
         await memory.store.sessions.summarise(ref("nobody"), None, covering(ids))
+
+
+@pytest.mark.parametrize("gone", ["deleted", "erased"])
+async def test_a_late_summary_of_a_session_that_is_gone_is_not_the_next_ones(memory, gone):
+    command = Append(ref=ref(), bodies=(counted("secret"),), user_id="ada")
+    ids = (await memory.store.transcripts.append(command)).ids
+    await memory.flush()
+    if gone == "deleted":
+        await memory.store.sessions.delete(ref())
+    else:
+        work = asyncio.ensure_future(memory.store.erasure.erase("default", "ada"))
+        while not work.done():
+            await memory.flush()
+            await asyncio.sleep(0.005)
+        assert await work is not None
+    await memory.flush()
+    await append(memory, "new")
+    assert not await memory.store.sessions.summarise(ref(), None, covering(ids, "Secret."))
+    assert await summary(memory) is None
 
 
 async def test_counts_come_back_with_the_messages(memory):

@@ -104,6 +104,13 @@ async def test_what_was_counted_stays_when_it_is_forgotten(memory):
 
 
 @over_archives
+async def test_a_model_without_a_name_of_lawful_length_stops_nothing(memory):
+    await append(memory, answer("x" * 9000, 1, 1), answer("é" * 200, 1, 1))
+    [found] = await counted(memory, "model")
+    assert (found.key, found.messages, found.turns) == (None, 2, 2)
+
+
+@over_archives
 async def test_days_are_those_of_the_range(memory):
     [identity] = await append(memory, said("a"))
     now = id_time(identity)

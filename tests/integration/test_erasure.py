@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from contextlib import asynccontextmanager
+from datetime import date
 from typing import Any
 
 import asyncpg
@@ -10,6 +11,8 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from service.adapters.postgres.counters import COUNT
+from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.erasing import PostgresArchiveErasure
 from service.bootstrap.ambient import SystemClock
 from service.core.erasing import Erasing
@@ -21,7 +24,7 @@ from service.domain.summaries import Summary
 from service.ports import Append, Begin, Create, Erased, Finish, Once, PageQuery
 from service.settings import Settings
 from tests.support.polling import eventually
-from tests.support.stores import kept, ref, said
+from tests.support.stores import Recorder, kept, ref, said
 
 ADA = "ada@example.org"
 SECRET = "s3cret-text"
@@ -395,3 +398,43 @@ async def test_after_a_deletion_nothing_names_the_session(hybrid, redis, sql):
         return True
 
     await eventually(gone, within_seconds=1)
+
+
+async def test_an_erasure_and_a_flusher_take_the_counters_in_one_order(sql, database_url):
+    """A third transaction holds one row in between, so that both must wait."""
+    users, day = ["", "aa", "ada"], date(2026, 1, 1)
+
+    async def count(connection: Any, names: list[str]) -> None:
+        size = len(names)
+        rows: tuple[list[Any], ...] = (["default"] * size, [day] * size, names, [""] * size)
+        numbers = ([0] * size, [1] * size, *([0] * size for _ in range(3)))
+        await connection.execute(COUNT, *rows, *numbers)
+
+    await count(sql, users)
+    third, flusher = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    door = PostgresDoor(database_url, ArchiveLimits(), name="test", observer=Recorder())
+    held, flushing_ = third.transaction(), flusher.transaction()
+    await held.start()
+    await flushing_.start()
+    await count(third, ["aa"])
+    counting = asyncio.ensure_future(count(flusher, users))
+    await eventually(lambda: waiting(sql, 1), within_seconds=5)
+    folding = asyncio.ensure_future(PostgresArchiveErasure(door).forget_user("default", "ada"))
+    await eventually(lambda: waiting(sql, 2), within_seconds=5)
+    await held.commit()
+    await counting
+    await flushing_.commit()
+    assert await folding
+    for connection in (third, flusher):
+        await connection.close()
+    await door.close()
+    assert await sql.fetchval("SELECT sum(messages) FROM daily_counts WHERE user_id = ''") == 4
+
+
+async def waiting(sql: Any, count: int) -> bool:
+    """Whether so many of the database's sessions wait for a lock."""
+    found = await sql.fetchval(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return found == count

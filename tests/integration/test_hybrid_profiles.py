@@ -97,14 +97,33 @@ async def test_a_reader_with_an_old_row_does_not_fill_beside_a_writer_that_died(
     assert await profiles.get(*NAME) == profile(2)
 
 
-async def test_of_two_writers_the_last_one_to_mark_settles(profiles):
+async def test_writers_that_overlap_leave_a_mark_and_no_value(profiles):
     await profiles._hot.mark(*NAME, "first")
     await profiles._hot.mark(*NAME, "second")
     await profiles._archive.replace(*NAME, None, profile(1))
-    await profiles._archive.replace(*NAME, profile(1).version, profile(2))
     await profiles._hot.settle(*NAME, "first", profile(1))
+    await profiles._hot.settle(*NAME, "second", None)
     assert (await profiles._hot.get(*NAME)).state == "marked"
-    await profiles._hot.settle(*NAME, "second", profile(2))
+    assert await profiles.get(*NAME) == profile(1)
+
+
+async def test_a_profile_made_beside_one_made_and_deleted_is_seen(profiles):
+    await profiles._hot.mark(*NAME, "slow")
+    assert await profiles.replace(*NAME, None, profile(1))
+    assert await profiles.replace(*NAME, profile(1).version, None)
+    assert await profiles.get(*NAME) is None
+    await profiles._archive.replace(*NAME, None, profile(2))
+    await profiles._hot.settle(*NAME, "slow", profile(2))
+    assert await profiles.get(*NAME) == profile(2)
+
+
+async def test_a_mark_that_was_evicted_lets_no_old_row_stay(profiles, redis):
+    await profiles._archive.replace(*NAME, None, profile(1))
+    await profiles._hot.mark(*NAME, "writer")
+    await redis.delete(await copy_key(redis))
+    assert await profiles.get(*NAME) == profile(1)
+    await profiles._archive.replace(*NAME, profile(1).version, profile(2))
+    await profiles._hot.settle(*NAME, "writer", profile(2))
     assert await profiles.get(*NAME) == profile(2)
 
 

@@ -8,13 +8,22 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from service.adapters.openai.chat_completions import NoModel
+from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.imports import IMPORTS_MAX
+from service.adapters.postgres.retention import PostgresRetention
+from service.adapters.redis.client import HotLimits, RedisDoor
 from service.adapters.redis.healing import RedisHealing
+from service.adapters.redis.retention import RedisRetention
 from service.bootstrap.ambient import SystemClock
+from service.bootstrap.connections import session_arguments
 from service.bootstrap.flushers import open_flusher
+from service.core.retaining import Retaining
 from service.domain.errors import HotUnavailable
+from service.domain.ids import first_id_at
+from service.domain.sessions import SessionRef
 from service.settings import Settings
 from tests.support.api import Client, api_client
 from tests.support.stores import Recorder
@@ -401,3 +410,55 @@ async def test_what_was_imported_is_found_and_counted_under_its_owner(api, setti
     days = "from=2020-01-01T00:00:00Z&to=2020-02-01T00:00:00Z"
     stats = (await api.http.get(f"/v1/stats?{days}&user_id=ada")).json()["items"]
     assert [(one["key"], one["messages"]) for one in stats] == [("2020-01-01", 3)]
+
+
+async def test_retention_ends_no_session_into_which_something_was_imported(
+    hybrid, hybrid_only, database_url, redis_url
+):
+    await hybrid.http.post("/v1/sessions", json={"id": "s", "user_id": "ada"})
+    await flush(hybrid_only)
+    async with Redis.from_url(redis_url, protocol=2) as redis:
+        await redis.flushdb()
+    [listed] = (await hybrid.http.get("/v1/sessions")).json()["items"]
+    born = datetime.fromisoformat(listed["updated_at"])
+    before = first_id_at(round(born.timestamp() * 1000) + 1)
+    observer = Recorder()
+    door = PostgresDoor(database_url, ArchiveLimits(), name="test", observer=observer)
+    redis_door = RedisDoor(redis_url, HotLimits())
+    hot = RedisRetention(redis_door, session_arguments(hybrid_only, archived=True))
+    retaining = Retaining(PostgresRetention(door), hot, stopped=lambda: False)
+    line = b'{"role":"user","content":"today"}\n'
+    try:
+        # A whole run while the import is open, and one beside its end.
+        gate = Gate(line, line)
+        importing = asyncio.ensure_future(imported(hybrid, gate))
+        await gate.reached.wait()
+        assert (await retaining.run(before)).sessions_ended == 0
+        gate.may_go_on.set()
+        assert (await importing).status_code == 201
+        refs = [SessionRef("default", "s")]
+        async with PostgresRetention(door).still_idle("default", refs, before=before) as kept:
+            assert list(kept) == []
+    finally:
+        await door.close()
+        await redis_door.close()
+    await flush(hybrid_only)
+    assert await contents(hybrid) == ["today", "today"]
+
+
+async def test_a_time_finer_than_a_millisecond_is_found_from_itself_on(api):
+    at = "2020-01-01T00:00:00.000400Z"
+    line = msgspec.json.encode({"role": "user", "content": "x", "created_at": at}) + b"\n"
+    assert (await imported(api, line)).status_code == 201
+    items = (await api.http.get(f"{MESSAGES}?from={at}")).json()["items"]
+    assert [item["created_at"] for item in items] == [at]
+
+
+async def test_a_key_whose_session_was_deleted_imports_again(api, settings):
+    for _ in range(2):
+        done = await imported(api, lines(2), key="k")
+        assert (done.status_code, done.headers.get("Idempotency-Replayed")) == (201, None)
+        await flush(settings)
+        assert await contents(api) == texts(0, 1)
+        assert (await api.http.delete("/v1/sessions/s")).status_code == 204
+        await flush(settings)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
+from service.adapters.openai.wire import read_answer
 from service.domain.errors import (
     ChatMemoryError,
     ContextTooLarge,
@@ -358,3 +359,10 @@ async def test_the_package_is_imported_when_the_model_is_opened_and_not_before()
 async def test_without_a_model_every_question_says_why():
     with pytest.raises(ModelUnavailable, match="set OPENAI_API_KEY"):
         await NoModel("No model: set OPENAI_API_KEY.").answer(PROMPT, deadline_seconds=1)
+
+
+@pytest.mark.parametrize("name", ["x" * 9000, "a\nb", ""])
+def test_a_name_that_is_none_is_not_what_an_answer_is_counted_under(name):
+    body = {"model": name, "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+    assert read_answer(msgspec.json.encode(body), "asked").model == "asked"
+    assert read_answer(msgspec.json.encode(body | {"model": "m-1"}), "asked").model == "m-1"

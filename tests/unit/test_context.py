@@ -100,10 +100,19 @@ async def test_what_must_be_shown_and_does_not_fit_is_refused_by_how_much(prompt
 
 async def test_a_summary_stands_for_what_it_covers(prompting):
     history = recent(*(spoken(n) for n in range(1, 7)), summary=covering(1, 3))
-    shown = await prompting.shown(budget(1000, "summary"), history, Given(), MODEL)
+    summed = summary_text(covering(1, 3))
+    tokens = (await Vocabularies().of(MODEL)).count(summed) + MESSAGE_TOKENS
+    tight = budget(REPLY_TOKENS + tokens + 5 * COST, "summary")
+    shown = await prompting.shown(tight, history, Given(), MODEL)
 
-    assert places(shown.messages) == [4, 5, 6]
+    # The newest that fit, though the summary says what some of them say.
+    assert places(shown.messages) == [2, 3, 4, 5, 6]
     assert (shown.reason, shown.wants_summary) == ("summary", False)
+    assert shown.tokens.total == tight.max_tokens
+    behind = recent(*(spoken(n) for n in range(1, 8)), summary=covering(1, 1))
+    late = await prompting.shown(tight, behind, Given(), MODEL)
+    assert (places(late.messages), late.reason) == ([3, 4, 5, 6, 7], "tokens")
+    assert late.wants_summary
     wire = wire_messages(shown, Given())
     assert wire[0] == {"role": "system", "content": summary_text(covering(1, 3))}
     assert (
@@ -116,6 +125,21 @@ async def test_a_summary_that_would_take_half_the_budget_is_not_shown(prompting)
     history = recent(*(spoken(n) for n in range(1, 4)), summary=covering(1, 2, " hello" * 200))
     shown = await prompting.shown(budget(200, "summary"), history, Given(), MODEL)
     assert (shown.summary, places(shown.messages)) == (None, [1, 2, 3])
+
+
+async def test_a_summary_is_left_out_where_the_rest_leaves_no_room_for_it(prompting):
+    history = recent(spoken(1), spoken(2), summary=covering(1, 1, " hello" * 40))
+    shown = await prompting.shown(budget(200, "summary"), history, Given(), MODEL)
+    assert shown.summary is not None
+    asked = Given(message=" hello" * 150)
+    shown = await prompting.shown(budget(200, "summary"), history, asked, MODEL)
+    assert (shown.summary, places(shown.messages)) == (None, [1, 2])
+
+
+async def test_only_the_strategy_summary_wants_one(prompting):
+    history = recent(*(spoken(n) for n in range(1, 11)))
+    tight = REPLY_TOKENS + 3 * COST
+    assert not (await prompting.shown(budget(tight), history, Given(), MODEL)).wants_summary
 
 
 async def test_a_history_that_nearly_fills_the_budget_wants_a_summary(prompting):

@@ -106,3 +106,11 @@ def test_only_what_is_said_is_searched():
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}}]
     assert searched_text(parts) == "a"
     assert searched_text(None) == ""
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("marks", ["\u0301" * 65_000 + "\u0316" * 65_000, "\uff9e\u0316" * 40_000])
+def test_marks_without_end_take_no_time_without_end(marks):
+    assert len(words_of(f"a{marks} b")) <= 4
+    assert found("b", f"a{marks} b")
+    assert found("a" + "\u0301" * 40, "a" + "\u0301" * 50)

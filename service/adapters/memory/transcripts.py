@@ -115,6 +115,9 @@ class MemorySessions:
         seen = held.summary.through_id if held.summary else None
         if seen != old or summary.through_id <= max(held.cleared_through, old or ZERO_ID):
             return False
+        if summary.from_id < held.born_id:
+            # Of an erased session of this name.
+            return False
         held.summary = summary
         return True
 

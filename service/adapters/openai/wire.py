@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from service.domain.errors import ModelError
+from service.domain.ids import ID_BYTES_MAX
 from service.domain.turns import Answer, Usage
 
 TOKENS_MAX: Final = 2**31 - 1
@@ -78,8 +79,15 @@ def read_answer(content: bytes, asked_model: str) -> Answer:
         tool_calls=tool_calls,
         complete=choice.finish_reason not in {"length", "content_filter"},
         usage=_read_usage(completion.usage),
-        model=completion.model or asked_model,
+        model=_model_name(completion.model, asked_model),
     )
+
+
+def _model_name(named: str | None, asked: str) -> str:
+    """What the server calls its model, if that can be a name: it is counted and stored under it."""
+    if named and len(named.encode()) <= ID_BYTES_MAX and named.isprintable():
+        return named
+    return asked
 
 
 def read_error_names(content: bytes) -> list[str]:

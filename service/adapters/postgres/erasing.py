@@ -31,6 +31,22 @@ DELETE_LEASE: Final[LiteralString] = """
 DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
 """
 
+# In the order in which a flusher takes them, so that neither waits for the other in a circle.
+LOCK_COUNTS: Final[LiteralString] = """
+WITH RECURSIVE days AS (
+    SELECT min(day) AS day FROM daily_counts WHERE tenant = $1
+    UNION ALL
+    SELECT (SELECT min(c.day) FROM daily_counts c WHERE c.tenant = $1 AND c.day > d.day)
+    FROM days d
+    WHERE d.day IS NOT NULL
+)
+SELECT 1
+FROM daily_counts c JOIN days d ON c.day = d.day
+WHERE c.tenant = $1 AND c.user_id IN ('', $2)
+ORDER BY c.day, c.user_id COLLATE "C", c.model COLLATE "C", c.slot
+FOR UPDATE OF c
+"""
+
 # Day by day, so that each row is found by the key. What was used stays counted, as nobody's use.
 FOLD_COUNTS: Final[LiteralString] = """
 WITH RECURSIVE days AS (
@@ -159,13 +175,14 @@ class PostgresUserSessions:
 async def _erase(connection: Connection, ref: SessionRef, through: MessageId) -> ArchiveErased:
     """Of a session that stands, under its lock."""
     key = session_key(ref)
-    messages = await connection.fetchval(FORGET, [key], [through], [True])
     records = await connection.fetchval(DELETE_RECORDS, key, ref.tenant)
+    messages = await connection.fetchval(FORGET, [key], [through], [True])
     await connection.execute(DELETE_LEASE, key, ref.tenant)
     return ArchiveErased(sessions=1, messages=messages or 0, records=records)
 
 
 async def _fold(connection: Connection, tenant: str, user_id: str) -> bool:
+    await connection.execute(LOCK_COUNTS, tenant, user_id)
     counts = await connection.fetchval(FOLD_COUNTS, tenant, user_id)
     active = await connection.fetchval(FOLD_ACTIVE, tenant, user_id)
     return counts + active > 0

@@ -137,7 +137,8 @@ class PostgresImports:
         row = await connection.fetchrow(
             FIND, session_key(command.ref), command.ref.tenant, "import", command.key
         )
-        if row is None:
+        if row is None or row["state"] != "done":
+            # Of a session that was deleted since, a record is left without its result.
             return None
         done = msgspec.json.decode(row["result"], type=Imported)
         return msgspec.structs.replace(done, replayed=True, fingerprint=row["fingerprint"])
@@ -238,9 +239,14 @@ class _Run:
         await keep_record(self._connection, call, ids, result=msgspec.json.encode(imported))
 
 
+def import_lock(key: str) -> int:
+    """The advisory lock that keeps imports into a session, or under a key, apart."""
+    digest = hashlib.blake2b(f"import:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
 async def _locked(connection: Connection, name: str) -> bool:
-    digest = hashlib.blake2b(f"import:{name}".encode(), digest_size=8).digest()
-    return bool(await connection.fetchval(TRY_LOCK, int.from_bytes(digest, signed=True)))
+    return bool(await connection.fetchval(TRY_LOCK, import_lock(name)))
 
 
 async def _emptied_through(connection: Connection, command: Import) -> MessageId:

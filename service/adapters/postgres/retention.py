@@ -1,9 +1,11 @@
 """Dropping what is kept no longer from PostgreSQL, in short transactions."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, LiteralString
 
 from service.adapters.postgres.door import PostgresDoor
+from service.adapters.postgres.imports import import_lock
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.writer import LOCK_SESSIONS
 from service.domain.ids import MessageId
@@ -65,6 +67,19 @@ ORDER BY active_id
 LIMIT $4
 """
 
+# Taken with the transaction; who imports into a session has its lock until the import is committed.
+TRY_LOCKS: Final[LiteralString] = """
+SELECT l.session_key
+FROM unnest($1::uuid[], $2::bigint[]) AS l (session_key, lock)
+WHERE pg_try_advisory_xact_lock(l.lock)
+"""
+
+STILL_IDLE: Final[LiteralString] = """
+SELECT session_id FROM sessions
+WHERE session_key = ANY($1::uuid[]) AND tenant = $2 AND active_id < $3 AND NOT deleted
+  AND message_count = 0
+"""
+
 # Under the sessions' locks; what was said since is seen.
 END: Final[LiteralString] = """
 WITH ended AS (
@@ -116,6 +131,17 @@ class PostgresRetention:
             (SessionRef(tenant, row["session_id"]), MessageId(str(row["active_id"])))
             for row in rows
         ]
+
+    @asynccontextmanager
+    async def still_idle(
+        self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId
+    ) -> AsyncGenerator[Sequence[SessionRef]]:
+        keys = [session_key(ref) for ref in refs]
+        async with self._door.transaction() as connection:
+            locked = await connection.fetch(TRY_LOCKS, keys, [import_lock(k.hex) for k in keys])
+            free = [row["session_key"] for row in locked]
+            rows = await connection.fetch(STILL_IDLE, free, tenant, before)
+            yield [SessionRef(tenant, row["session_id"]) for row in rows]
 
     async def end(self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId) -> int:
         keys = [session_key(ref) for ref in refs]

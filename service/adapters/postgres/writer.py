@@ -43,6 +43,9 @@ WITH forgotten AS (
     DELETE FROM messages m USING forgotten f
     WHERE m.session_key = f.session_key AND m.id <= f.through
     RETURNING m.session_key
+), records AS (
+    -- Of imports: what they answered is gone with the session.
+    DELETE FROM calls c USING forgotten f WHERE f.deletes AND c.session_key = f.session_key
 ), counted AS (
     SELECT session_key, count(*) AS rows FROM gone GROUP BY session_key
 )

@@ -68,7 +68,8 @@ class RedisProfileCopies:
         await self._door.command("SET", key, MARK + token.encode(), "PX", self._mark_milliseconds)
 
     async def settle(self, tenant: str, user_id: str, token: str, profile: Profile | None) -> None:
-        words = [MARK + token.encode(), _copy(profile), self._ttl_milliseconds]
+        mark = MARK + token.encode()
+        words = [mark, _copy(profile), self._ttl_milliseconds, self._mark_milliseconds]
         await self._door.run(SETTLE_PROFILE, [self._keys.profile(tenant, user_id)], words)
 
 

@@ -78,6 +78,7 @@ class RedisSessions:
             encode_summary(summary),
             summary.through_id,
             random_bits(),
+            summary.from_id,
         ]
         status, *rest = await self._door.run(SUMMARY, self._keys(ref), words)
         match status:

@@ -1,9 +1,12 @@
-"""Profiles in the archive, with a copy in the hot memory that never lags.
+"""Profiles in the archive, with a copy in the hot memory.
 
-A writer puts a marker in the copy's place before it commits, and its value after. A reader fills
-only an empty place. So a copy is either what the archive has, or a marker that tells to ask the
-archive. A marker outlives any call of the archive: who read the row before a commit cannot come
-back with it later. A writer that dies, or does not know how its commit ended, leaves the marker.
+A writer puts a marker in the copy's place before it commits, and its value after; where its marker
+is gone by then, writers have overlapped, and it leaves a marker again. A reader fills only an empty
+place. So a copy is either what the archive has, or a marker that tells to ask the archive. A marker
+outlives any call of the archive: who read the row before a commit cannot come back with it later.
+A writer that dies, is refused, or does not know how its commit ended, leaves the marker.
+
+What is not covered: a commit that succeeds in PostgreSQL after its marker has ended.
 """
 
 import secrets
