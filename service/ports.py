@@ -483,6 +483,10 @@ class HotHealing(Protocol):
         """
         ...
 
+    async def reserve(self, ref: SessionRef, user_id: str, *, seconds: float) -> bool:
+        """Let nobody but this user become the session's owner; False where somebody is by now."""
+        ...
+
 
 # --- forgetting users -----------------------------------------------------------------------------
 

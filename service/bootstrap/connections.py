@@ -6,7 +6,7 @@ from pathlib import Path
 from service.adapters.memory.store import SESSION_MESSAGES_MAX
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.health import PostgresProbe
-from service.adapters.postgres.imports import IMPORTS_MAX
+from service.adapters.postgres.imports import IMPORTS_MAX, STATEMENT_SECONDS
 from service.adapters.postgres.migrations import expected_versions
 from service.adapters.redis.client import HotLimits, RedisDoor
 from service.adapters.redis.keys import Keys
@@ -85,6 +85,7 @@ def import_door(settings: Settings, stack: AsyncExitStack, observer: Observer) -
             # A request's own bound ends before this one.
             call_seconds=settings.import_timeout_seconds + 5,
             connect_seconds=settings.database_connect_timeout_seconds,
+            statement_seconds=STATEMENT_SECONDS,
             statement_cache=settings.database_statement_cache,
         ),
         name="import",

@@ -103,24 +103,29 @@ class Importing:
         if command.user_id is not None:
             check_id(command.user_id, "user_id")
         async with self._imports.open(command) as run:
-            if run.done is not None:
-                return await _repeated(run.done, body, fingerprint)
-            times = _Times(run)
-            batch: list[Numbered] = []
-            size = 0
-            async for numbered in lines:
-                batch.append(numbered)
-                size += numbered.size
-                if len(batch) == BATCH_LINES_MAX or size >= BATCH_BYTES_MAX:
-                    await self._store(run, times, batch)
-                    batch, size = [], 0
-            if batch:
+            done = run.done
+            if done is None:
+                imported = await self._fill(run, lines)
+                await run.finish(imported, fingerprint())
+                return imported
+        # Its body is read when nothing is held for it any more.
+        return await _repeated(done, body, fingerprint)
+
+    async def _fill(self, run: ImportRun, lines: AsyncIterator[Numbered]) -> Imported:
+        times = _Times(run)
+        batch: list[Numbered] = []
+        size = 0
+        async for numbered in lines:
+            batch.append(numbered)
+            size += numbered.size
+            if len(batch) == BATCH_LINES_MAX or size >= BATCH_BYTES_MAX:
                 await self._store(run, times, batch)
-            if times.first is None or times.last is None:
-                raise empty_body()
-            imported = Imported(imported=times.count, first_id=times.first, last_id=times.last)
-            await run.finish(imported, fingerprint())
-        return imported
+                batch, size = [], 0
+        if batch:
+            await self._store(run, times, batch)
+        if times.first is None or times.last is None:
+            raise empty_body()
+        return Imported(imported=times.count, first_id=times.first, last_id=times.last)
 
     async def _store(self, run: ImportRun, times: "_Times", batch: list[Numbered]) -> None:
         bytes_max = self._limits.message_bytes_max

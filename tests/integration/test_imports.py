@@ -8,11 +8,13 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from asyncpg.transaction import Transaction
 from redis.asyncio import Redis
 
 from service.adapters.openai.chat_completions import NoModel
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.imports import IMPORTS_MAX
+from service.adapters.postgres.imports import _Run as PostgresRun  # pyright: ignore[reportPrivateUsage]  # its end is the only place between
 from service.adapters.postgres.retention import PostgresRetention
 from service.adapters.redis.client import HotLimits, RedisDoor
 from service.adapters.redis.healing import RedisHealing
@@ -21,6 +23,7 @@ from service.bootstrap.ambient import SystemClock
 from service.bootstrap.connections import session_arguments
 from service.bootstrap.flushers import open_flusher
 from service.core.retaining import Retaining
+from service.core.tiered.archiving import ArchiveWaits
 from service.domain.errors import HotUnavailable
 from service.domain.ids import first_id_at
 from service.domain.sessions import SessionRef
@@ -462,3 +465,80 @@ async def test_a_key_whose_session_was_deleted_imports_again(api, settings):
         assert await contents(api) == texts(0, 1)
         assert (await api.http.delete("/v1/sessions/s")).status_code == 204
         await flush(settings)
+
+
+async def test_whose_a_session_became_beside_an_import_it_stays(api, settings):
+    gate = Gate(lines(1), lines(1, first=1))
+    importing = asyncio.ensure_future(imported(api, gate, user_id="bob"))
+    await gate.reached.wait()
+    await say(api, "hers", user_id="ada")
+    gate.may_go_on.set()
+    refused(await importing, 404, "not_found")
+    await flush(settings)
+    assert await contents(api) == ["hers"]
+    for user_id, found in (("ada", 1), ("bob", 0)):
+        items = (await api.http.get("/v1/messages", params={"user_id": user_id})).json()["items"]
+        assert len(items) == found
+
+
+async def test_nobody_becomes_the_owner_while_an_import_is_committed(
+    hybrid, hybrid_only, monkeypatch
+):
+    reserve, seen = RedisHealing.reserve, list[int]()
+
+    async def then_others_come(*arguments: Any, **named: Any) -> bool:
+        assert await reserve(*arguments, **named)
+        said = {"messages": [{"role": "user", "content": "x"}]}
+        for path, body in (
+            (MESSAGES, said | {"user_id": "ada"}),
+            ("/v1/sessions", {"id": "s", "user_id": "ada"}),
+            (MESSAGES, said),
+            (MESSAGES, said | {"user_id": "bob"}),
+        ):
+            seen.append((await hybrid.http.post(path, json=body)).status_code)
+        return True
+
+    monkeypatch.setattr(RedisHealing, "reserve", then_others_come)
+    assert (await imported(hybrid, lines(1), user_id="bob")).status_code == 201
+    assert seen == [404, 409, 201, 201]
+    for _ in range(2):
+        assert await contents(hybrid) == ["0", "x", "x"]
+        assert (await hybrid.http.get("/v1/sessions/s")).json()["user_id"] == "bob"
+        await flush(hybrid_only)
+    # A session that comes after it is another one.
+    assert (await hybrid.http.delete("/v1/sessions/s")).status_code == 204
+    await say(hybrid, "hers", user_id="ada")
+
+
+async def test_messages_above_an_unflushed_clear_refuse_an_import_at_once(hybrid, monkeypatch):
+    async def not_to_be_waited_for(*_: Any, **__: Any) -> None:
+        raise AssertionError("waited")
+
+    await say(hybrid, "old")
+    await hybrid.http.delete(MESSAGES)
+    await say(hybrid, "new")
+    monkeypatch.setattr(ArchiveWaits, "until_archived", not_to_be_waited_for)
+    refused(await imported(hybrid, lines(1)), 412, "precondition_failed")
+
+
+async def test_an_import_that_was_given_up_in_its_commit_is_healed(hybrid, monkeypatch):
+    leave, finish = Transaction.__aexit__, PostgresRun.finish
+
+    async def committed_and_given_up(*arguments: Any) -> None:
+        await leave(*arguments)
+        if finished:
+            finished.clear()
+            raise asyncio.CancelledError
+
+    async def finding_nothing(*arguments: Any, **named: Any) -> None:
+        await finish(*arguments, **named)
+        # Known to be empty from here on.
+        await hybrid.http.get("/history/s")
+        finished.append(True)
+
+    finished: list[bool] = []
+    monkeypatch.setattr(Transaction, "__aexit__", committed_and_given_up)
+    monkeypatch.setattr(PostgresRun, "finish", finding_nothing)
+    refused(await imported(hybrid, lines(3)), 503, "draining")
+    monkeypatch.undo()
+    assert len((await hybrid.http.get("/history/s")).json()["messages"]) == 3

@@ -40,6 +40,8 @@ class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 8
     call_seconds: float = 5.0
     connect_seconds: float = 2.0
+    statement_seconds: float | None = None
+    """Bound of each statement, a commit included; None: ``call_seconds``."""
     statement_cache: int = 256
     """0 behind PgBouncer in transaction mode."""
 
@@ -123,7 +125,7 @@ class PostgresDoor:
                     min_size=0,
                     max_size=self._limits.connections,
                     timeout=self._limits.connect_seconds,
-                    command_timeout=self._limits.call_seconds,
+                    command_timeout=self._limits.statement_seconds or self._limits.call_seconds,
                     statement_cache_size=self._limits.statement_cache,
                     init=_prepare,
                     server_settings={

@@ -29,6 +29,7 @@ from service.ports import Clock, Import, Imported, ImportedRow, ImportRun, Once
 IMPORTS_MAX: Final = 2
 """Imports at once, per process: the connections of their door."""
 STATEMENT_SECONDS: Final = 30.0
+"""Of their door: the transaction as a whole lasts as long as the client sends."""
 LOCK_WAIT: Final = "5s"
 """For the session's row at the end: a flusher holds it for one batch."""
 RETRY_AFTER_SECONDS: Final = 5
@@ -180,7 +181,6 @@ class _Run:
             [row.body for row in rows],
             self._command.user_id,
             [vector_of(row.body) for row in rows],
-            timeout=STATEMENT_SECONDS,
         )
         said = ((row.id, row.body) for row in rows)
         tenant, user_id = self._command.ref.tenant, self._command.user_id
@@ -196,7 +196,6 @@ class _Run:
             ref.tenant,
             row.cleared_through,
             imported.last_id,
-            timeout=STATEMENT_SECONDS,
         )
         if below != imported.imported:
             raise PreconditionFailed(row.last_id, NOT_EMPTY)
@@ -221,7 +220,6 @@ class _Run:
                 self._key,
                 row.ref.tenant,
                 row.user_id,
-                timeout=STATEMENT_SECONDS,
             )
         owner = row.user_id or self._command.user_id or ""
         counts = {

@@ -9,6 +9,7 @@ from service.domain.sessions import SessionRef
 from service.ports import HotLook
 
 HEAL: Final = Script("heal", of_session=True)
+RESERVE: Final = Script("reserve", of_session=True)
 
 
 class RedisHealing:
@@ -23,3 +24,9 @@ class RedisHealing:
         words = [*self._arguments.shared(ref), settled]
         now, state = await self._door.run(HEAL, keys, words)
         return HotLook(state=self._arguments.state(state), now_milliseconds=now)
+
+    async def reserve(self, ref: SessionRef, user_id: str, *, seconds: float) -> bool:
+        keys = self._arguments.keys.session(ref).listed()
+        words = [*self._arguments.shared(ref), user_id, round(seconds * 1000)]
+        status, *_ = await self._door.run(RESERVE, keys, words)
+        return status == b"reserved"

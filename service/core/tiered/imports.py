@@ -1,5 +1,6 @@
 """Imports over two tiers: into the archive, past a hot memory that must not hide them."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -8,16 +9,17 @@ from typing import Final, Protocol
 from service.core.tiered.archiving import ArchiveWaits
 from service.core.tiered.warming import moved_too_often, moves
 from service.domain.errors import (
-    ArchiveUnavailable,
     HotUnavailable,
     PreconditionFailed,
     SessionNotFound,
 )
 from service.domain.ids import ZERO_ID, MessageId, last_id_before
 from service.domain.sessions import SessionRef
-from service.ports import HotHealing, HotLook, Import, ImportRun
+from service.ports import HotHealing, HotLook, HotState, Import, ImportRun
 
 NOT_EMPTY: Final = "The session has messages: only an empty one is imported into."
+RESERVED_SECONDS: Final = 60.0
+"""Longer than the commit of an import may take."""
 
 
 class ArchiveImports(Protocol):
@@ -50,11 +52,8 @@ class TieredImports:
 
     @asynccontextmanager
     async def open(self, command: Import) -> AsyncGenerator[ImportRun]:
-        look = await self._settled(command.ref)
+        look = await self._settled(command)
         state, latest = look.state, look.now_milliseconds - 1
-        named = command.user_id is not None and state.exists
-        if named and state.user_id not in {None, command.user_id}:
-            raise SessionNotFound
         # Not below any imported id, and below whatever is accepted from now on.
         settled = max(last_id_before(look.now_milliseconds), state.cleared_through)
         try:
@@ -67,23 +66,44 @@ class TieredImports:
                 held=PreconditionFailed(state.last_id, NOT_EMPTY) if state.held else None,
             ) as run:
                 yield run
-        except ArchiveUnavailable:
+                if run.done is None and command.user_id is not None:
+                    await self._reserve(command.ref, command.user_id)
+        except BaseException:
             # The commit may have reached the archive, and its answer not us.
             with contextlib.suppress(HotUnavailable):
-                await self._hot.heal(command.ref, settled=settled)
+                await asyncio.shield(self._hot.heal(command.ref, settled=settled))
             raise
         await self._hot.heal(command.ref, settled=settled)
 
-    async def _settled(self, ref: SessionRef) -> HotLook:
+    async def _reserve(self, ref: SessionRef, user_id: str) -> None:
+        """Whoever became the owner beside the import is in the row, which is locked, or the head.
+
+        From here to the commit, and until readers find its row, nobody else becomes it.
+        """
+        if not await self._hot.reserve(ref, user_id, seconds=RESERVED_SECONDS):
+            raise SessionNotFound
+
+    async def _settled(self, command: Import) -> HotLook:
         """Make the session cold, once the archive has its last clear or deletion.
 
-        Raises ArchiveUnavailable where it does not get there in time.
+        Raises ArchiveUnavailable where it does not get there in time, SessionNotFound,
+        PreconditionFailed.
         """
         settled = ZERO_ID
         for _ in moves():
-            look = await self._hot.heal(ref, settled=settled)
+            look = await self._hot.heal(command.ref, settled=settled)
+            _check(command, look.state)
             if look.state.cleared_through <= settled:
                 return look
             settled = look.state.cleared_through
-            await self._waits.until_archived(ref, settled)
+            await self._waits.until_archived(command.ref, settled)
         raise moved_too_often()
+
+
+def _check(command: Import, state: HotState) -> None:
+    named = command.user_id is not None and state.exists
+    if named and state.user_id not in {None, command.user_id}:
+        raise SessionNotFound
+    if state.held and command.key is None:
+        # With a key it may have been done before: the archive is asked first.
+        raise PreconditionFailed(state.last_id, NOT_EMPTY)

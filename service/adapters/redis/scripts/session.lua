@@ -229,7 +229,8 @@ end
 
 -- After forget_messages: what is left of a session that does not exist any more.
 local function end_session()
-  for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased' }) do
+  for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased',
+    'importer', 'importer_until' }) do
     set(field, '')
     head[field] = nil
   end
@@ -267,11 +268,18 @@ local function cancel_calls()
   end
 end
 
+-- Whether an import that is about to be committed makes the session another user's.
+local function is_reserved(user)
+  local importer = redis.call('HMGET', HEAD, 'importer', 'importer_until')
+  return importer[1] and importer[1] ~= user and tonumber(importer[2]) > milliseconds()
+end
+
 -- 'ok', 'not_owner', or 'cold' where only the archive knows the owner.
 local function claim(user)
   if user == '' or head.user == user then return 'ok' end
   if head.user then return 'not_owner' end
   if not head.known then return 'cold' end
+  if is_reserved(user) then return 'not_owner' end
   set('user', user)
   return 'ok'
 end
