@@ -97,7 +97,8 @@ class Chat:
         turn = await self._finish(running, said)
         if said.shown.wants_summary:
             own = plan(begun.history.document.context or ContextOptions())
-            self._offer_summary(request.ref, own if own.strategy == "summary" else chosen)
+            wanted = own if own.strategy == "summary" else chosen
+            self._offer_summary(request.ref, wanted, said.shown.beside)
         overhead = self._clock.monotonic() - started - said.seconds
         self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
         return Answered(turn=turn, replayed=False)

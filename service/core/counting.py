@@ -27,11 +27,22 @@ class Counting:
         """Checked bodies with their counts, in order."""
         tokenizer = await self._tokenizers.of(self._model)
         done: list[MessageBody] = []
-        work = 0
+        pace = Pace()
         for body in bodies:
             done.append(counted(tokenizer, body))
-            work += len(body.content) if isinstance(body.content, str) else CHARACTERS_PER_STEP // 8
-            if work >= CHARACTERS_PER_STEP:
-                work = 0
-                await asyncio.sleep(0)
+            await pace.after(body)
         return done
+
+
+class Pace:
+    """Gives others their turn now and then between messages that are counted."""
+
+    def __init__(self) -> None:
+        self._work = 0
+
+    async def after(self, body: MessageBody) -> None:
+        content = body.content
+        self._work += len(content) if isinstance(content, str) else CHARACTERS_PER_STEP // 8
+        if self._work >= CHARACTERS_PER_STEP:
+            self._work = 0
+            await asyncio.sleep(0)

@@ -1,10 +1,11 @@
 """Prompting: what of a session is shown to a model, and what it costs."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from service.core.counting import Pace
 from service.domain.context import (
     BUDGETED,
     ContextTokens,
@@ -18,7 +19,13 @@ from service.domain.errors import ContextTooLarge
 from service.domain.messages import PINNED_ROLES, Message
 from service.domain.sessions import SessionRef
 from service.domain.summaries import Summary, summary_text
-from service.domain.tokens import REPLY_TOKENS, Tokenizer, message_tokens, text_tokens
+from service.domain.tokens import (
+    REPLY_TOKENS,
+    Tokenizer,
+    message_tokens,
+    stored_tokens,
+    text_tokens,
+)
 from service.ports import Recent, Tokenizers
 
 SUMMARY_TRIGGER: Final = 0.75
@@ -29,8 +36,12 @@ SUMMARY_SHARE_MAX: Final = 0.5
 ProfileText = Callable[[str, str], Awaitable[str | None]]
 """The part of a prompt that shows a tenant's user's profile; None where there is none."""
 
-Offer = Callable[[SessionRef, Plan], None]
-"""Tells that a session's summary should be renewed; returns at once."""
+Offer = Callable[[SessionRef, Plan, int], None]
+"""Tells that a session's summary should be renewed, and what its prompts have beside summary and
+conversation, in tokens; returns at once."""
+
+Cost = Callable[[Message], int]
+"""Tokens of a message in a prompt."""
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +63,8 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_known: bool
     reason: LeftOutReason | None
     """Why messages that were read are not shown; None where all are."""
+    beside: int
+    """Tokens of what is neither conversation nor summary."""
     wants_summary: bool
     """The history since the summary is about to outgrow the budget."""
 
@@ -71,11 +84,13 @@ class Prompting:
         tokenizer = await self._tokenizers.of(model)
         summary = _usable(recent.summary, chosen, tokenizer)
         if chosen.strategy in BUDGETED:
-            return _by_budget(chosen, recent, given, summary, tokenizer)
+            cost = await _costs(tokenizer, [*recent.pinned, *recent.messages])
+            return _by_budget(chosen, recent, given, summary, tokenizer, cost)
 
         fixed = _given_tokens(tokenizer, given, None)
         messages = window(chosen, recent.pinned, recent.messages)
-        history = sum(message_tokens(tokenizer, message) for message in messages)
+        cost = await _costs(tokenizer, messages)
+        history = sum(map(cost, messages))
         return Shown(
             messages=tuple(messages),
             summary=None,
@@ -83,6 +98,7 @@ class Prompting:
             tokenizer=tokenizer.vocabulary,
             tokenizer_known=tokenizer.known,
             reason=_why_less(recent, messages, chosen),
+            beside=fixed.total,
             wants_summary=False,
         )
 
@@ -116,16 +132,16 @@ def _by_budget(
     given: Given,
     summary: Summary | None,
     tokenizer: Tokenizer,
+    cost: Cost,
 ) -> Shown:
     """The newest that fit, beside the summary; a summary for which there is no room is left out."""
     budget = chosen.max_tokens or 0
-    cost = cost_of(tokenizer)
     history = whole_pairs([*recent.pinned, *recent.messages])
     pinned = sum(cost(message) for message in history if message.role in PINNED_ROLES)
     fixed = _given_tokens(tokenizer, given, summary)
     room = budget - fixed.total - pinned
     if room < 0 and summary is not None:
-        return _by_budget(chosen, recent, given, None, tokenizer)
+        return _by_budget(chosen, recent, given, None, tokenizer, cost)
     if room < 0:
         raise ContextTooLarge.over(-room, budget)
 
@@ -142,6 +158,7 @@ def _by_budget(
         tokenizer=tokenizer.vocabulary,
         tokenizer_known=tokenizer.known,
         reason=_why_over(recent, history, kept, summary),
+        beside=fixed.total - fixed.summary + pinned,
         wants_summary=chosen.strategy == "summary" and unsaid > room * SUMMARY_TRIGGER,
     )
 
@@ -177,8 +194,19 @@ def _given_tokens(tokenizer: Tokenizer, given: Given, summary: Summary | None) -
     )
 
 
-def cost_of(tokenizer: Tokenizer) -> Callable[[Message], int]:
+def cost_of(tokenizer: Tokenizer) -> Cost:
     return lambda message: message_tokens(tokenizer, message)
+
+
+async def _costs(tokenizer: Tokenizer, messages: Iterable[Message]) -> Cost:
+    """What each message costs; those of another vocabulary are counted in steps."""
+    costs: dict[str, int] = {}
+    pace = Pace()
+    for message in messages:
+        costs[message.id] = message_tokens(tokenizer, message)
+        if stored_tokens(message, tokenizer.vocabulary) is None:
+            await pace.after(message)
+    return lambda message: costs[message.id]
 
 
 def _is_after(message: Message, summary: Summary | None) -> bool:

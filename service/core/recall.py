@@ -129,7 +129,7 @@ class Recall:
         # By the session's own budget alone: what a reader asks for is no reason to summarise more.
         own = plan(recent.document.context or ContextOptions())
         if shown.wants_summary and own.strategy == "summary" and own.need == chosen.need:
-            self._offer_summary(ref, own)
+            self._offer_summary(ref, own, shown.beside)
         left_out = max(0, await self._count(ref, recent) - len(shown.messages))
         return ShownContext(
             strategy=chosen.strategy,

@@ -34,7 +34,8 @@ ATTEMPTS_MAX: Final = 3
 REST_SECONDS: Final = 600.0
 FAILURES_KEPT_MAX: Final = 10_000
 KEEP_SHARE: Final = 0.5
-"""Share of the budget whose newest messages stay outside the summary."""
+"""Share of the room for conversation beside the longest summary. Its newest messages stay outside
+the summary, so that all are in one of both until the next one is made."""
 SUMMARY_SHARE: Final = 4
 """A summary takes at most a quarter of the budget."""
 PAGE: Final = 200
@@ -66,6 +67,11 @@ class _Failures(msgspec.Struct):
     last: float = 0.0
 
 
+class _Offered(msgspec.Struct, frozen=True):
+    chosen: Plan
+    beside: int
+
+
 class Summarizer:
     """Component with one worker: at most one call of the model at a time in a process."""
 
@@ -87,18 +93,21 @@ class Summarizer:
         self._settings = settings
         self._clock = clock
         self._observer = observer
-        self._offered: OrderedDict[SessionRef, Plan] = OrderedDict()
+        self._offered: OrderedDict[SessionRef, _Offered] = OrderedDict()
         self._failures: OrderedDict[SessionRef, _Failures] = OrderedDict()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def offer(self, ref: SessionRef, chosen: Plan) -> None:
-        """Ask for a summary; returns at once, and forgets what is too much or failed too often."""
+    def offer(self, ref: SessionRef, chosen: Plan, beside: int) -> None:
+        """Ask for a summary; returns at once, and forgets what is too much or failed too often.
+
+        ``beside``: tokens of the prompt that are neither conversation nor summary.
+        """
         if len(self._offered) >= QUEUE_MAX and ref not in self._offered:
             self._note("dropped")
             return
         if not self._rests(ref):
-            self._offered[ref] = chosen
+            self._offered[ref] = _Offered(chosen, beside)
             self._arrived.set()
 
     async def start(self) -> None:
@@ -110,11 +119,11 @@ class Summarizer:
             await ended(self._task)
             self._task = None
 
-    async def summarise(self, ref: SessionRef, chosen: Plan) -> None:
+    async def summarise(self, ref: SessionRef, chosen: Plan, beside: int) -> None:
         """Bring the session's summary up to where its newest messages begin."""
         for _ in range(CALLS_PER_OFFER_MAX):
             try:
-                outcome = await self._step(ref, chosen)
+                outcome = await self._step(ref, chosen, beside)
             except SessionNotFound:
                 return
             except ChatMemoryError:
@@ -130,29 +139,31 @@ class Summarizer:
         while True:
             await self._arrived.wait()
             while self._offered:
-                ref, chosen = self._offered.popitem(last=False)
-                await self._guarded(ref, chosen)
+                ref, offered = self._offered.popitem(last=False)
+                await self._guarded(ref, offered)
             self._arrived.clear()
 
-    async def _guarded(self, ref: SessionRef, chosen: Plan) -> None:
+    async def _guarded(self, ref: SessionRef, offered: _Offered) -> None:
         try:
-            await self.summarise(ref, chosen)
+            await self.summarise(ref, offered.chosen, offered.beside)
         except Exception:  # noqa: BLE001  # The worker outlives whatever one session does to it.
             self._failed(ref)
             self._note("failed")
 
-    async def _step(self, ref: SessionRef, chosen: Plan) -> SummaryOutcome | None:
+    async def _step(self, ref: SessionRef, chosen: Plan, beside: int) -> SummaryOutcome | None:
         """One call of the model; None where there is nothing to summarise."""
         budget = chosen.max_tokens or 0
         tokenizer = await self._tokenizers.of(self._settings.model)
         recent = await self._transcripts.recent(ref, Need(tokens=budget))
-        end = _kept_from([*recent.pinned, *recent.messages], budget, tokenizer)
+        tokens_max = self._tokens_max(budget)
+        keep = round(max(0, budget - beside - tokens_max) * KEEP_SHARE)
+        end = _kept_from([*recent.pinned, *recent.messages], keep, tokenizer)
         old = recent.summary
         messages = await self._next_messages(ref, old.through_id if old else None, end, tokenizer)
         if not messages:
             return None
 
-        text = await self._ask(old, messages, budget, tokenizer)
+        text = await self._ask(old, messages, tokens_max, tokenizer)
         summary = Summary(
             text=text,
             from_id=old.from_id if old else messages[0].id,
@@ -191,10 +202,13 @@ class Summarizer:
         return taken[:whole]
 
     async def _ask(
-        self, old: Summary | None, messages: Sequence[Message], budget: int, tokenizer: Tokenizer
+        self,
+        old: Summary | None,
+        messages: Sequence[Message],
+        tokens_max: int,
+        tokenizer: Tokenizer,
     ) -> str:
         """Raises the errors of Model.answer, and ModelError for a summary that is none."""
-        tokens_max = min(self._settings.tokens_max, max(SHORTEST_TOKENS, budget // SUMMARY_SHARE))
         room = self._settings.input_tokens_max * CHARACTERS_PER_TOKEN
         prompt = Prompt(
             messages=(
@@ -211,6 +225,9 @@ class Summarizer:
         if tokenizer.count(text) > 2 * tokens_max:
             raise ModelError("The model's summary is longer than it was asked to be.")
         return text
+
+    def _tokens_max(self, budget: int) -> int:
+        return min(self._settings.tokens_max, max(SHORTEST_TOKENS, budget // SUMMARY_SHARE))
 
     def _rests(self, ref: SessionRef) -> bool:
         failures = self._failures.get(ref)
@@ -232,10 +249,13 @@ class Summarizer:
         self._observer.observe(SummaryEnded(outcome=outcome))
 
 
-def _kept_from(messages: Sequence[Message], budget: int, tokenizer: Tokenizer) -> MessageId | None:
-    """Where the newest messages begin that stay outside the summary; None: there are no others."""
+def _kept_from(messages: Sequence[Message], keep: int, tokenizer: Tokenizer) -> MessageId | None:
+    """Where the newest messages begin, of so many tokens, that stay outside the summary.
+
+    None: there are no others.
+    """
     whole = whole_pairs(messages)
-    kept, _ = fitting(whole, round(budget * KEEP_SHARE), cost_of(tokenizer))
+    kept, _ = fitting(whole, keep, cost_of(tokenizer))
     spoken = [message for message in kept if message.role not in PINNED_ROLES]
     if spoken:
         return spoken[0].id

@@ -88,6 +88,14 @@ async def test_a_message_over_the_budget_is_refused_and_not_stored(memory, own, 
     assert await stored(memory) == 2
 
 
+async def test_another_users_session_is_not_found_whatever_the_message_costs(memory):
+    document = SessionDocument(context=ContextOptions(max_tokens=100))
+    await memory.store.sessions.create(Create(ref=ref(), document=document, user_id="ada"))
+    command = msgspec.structs.replace(begin(ContextOptions(), cost=101), user_id="bob")
+    with pytest.raises(SessionNotFound):
+        await memory.store.turns.begin(command)
+
+
 async def test_a_turn_is_shown_as_much_as_its_budget_needs(memory):
     for start in range(0, 300, 50):
         await append(memory, *(str(n) for n in range(start, start + 50)))

@@ -177,3 +177,26 @@ def test_an_id_says_its_day():
     moment = datetime(2026, 11, 24, 23, 59, 59, 999000, tzinfo=UTC)
     identity = message_id(round(moment.timestamp() * 1000), 0, 0)
     assert id_time(identity).date() == date(2026, 11, 24)
+
+
+@over_archives
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("gone", ["clear", "delete"])
+async def test_what_was_said_is_counted_though_it_was_forgotten_at_once(memory, gone, flushed):
+    for user in ("ada", None):
+        [first] = await append(memory, said("q"), user="ada")
+        await append(memory, answer("m", 10, 3), user=user)
+        if flushed:
+            await memory.flush()
+        if gone == "clear":
+            await memory.store.transcripts.clear(ref())
+        else:
+            await memory.store.sessions.delete(ref())
+        await append(memory, said("r"), user="ada")
+        if flushed:
+            await memory.flush()
+        await memory.store.transcripts.clear(ref())
+        await memory.store.sessions.delete(ref())
+    day = id_time(first).date().isoformat()
+    assert await counted(memory, user_id="ada") == [item(day, 6, 2, 20, 6)]
+    assert await counted(memory) == [item(day, 6, 2, 20, 6)]

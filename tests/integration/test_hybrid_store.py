@@ -424,6 +424,67 @@ async def test_a_warm_turn_with_a_budget_is_two_round_trips_and_no_sql(hybrid, r
     assert hybrid.recorder.of(PoolWaited) == []
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "enough"),
+    [
+        (None, ContextOptions(max_tokens=200), True),
+        (None, ContextOptions(max_tokens=400), False),
+        (None, ContextOptions(strategy="tokens"), False),
+        (ContextOptions(max_tokens=200), ContextOptions(), True),
+        (ContextOptions(max_tokens=400), ContextOptions(), False),
+        (ContextOptions(max_tokens=400), ContextOptions(strategy="summary"), False),
+        (ContextOptions(max_tokens=200), ContextOptions(strategy="summary"), True),
+        (ContextOptions(last=10), ContextOptions(strategy="window"), True),
+        (ContextOptions(last=30), ContextOptions(strategy="window"), False),
+        (ContextOptions(max_tokens=400), ContextOptions(last=10), True),
+        (ContextOptions(max_tokens=200), ContextOptions(strategy="window"), False),
+    ],
+)
+async def test_a_turn_needs_the_archive_before_it_stores_anything_or_not_at_all(
+    settings, own, asked, enough
+):
+    long = msgspec.structs.replace(settings, session_ttl_seconds=600)
+    nowhere = msgspec.structs.replace(long, database_url="postgresql://nobody@127.0.0.1:1/none")
+    async with kept(long) as hybrid, kept(nowhere) as away:
+        await _a_turn_needs_the_archive_or_not(hybrid, away, own, asked, enough=enough)
+
+
+async def _a_turn_needs_the_archive_or_not(
+    hybrid: Kept,
+    away: Kept,
+    own: ContextOptions | None,
+    asked: ContextOptions,
+    *,
+    enough: bool,
+) -> None:
+    document = SessionDocument(context=own)
+    await hybrid.store.sessions.create(Create(ref=ref(), document=document))
+    count = '"token_count":999'
+    for start in range(0, 40, 10):
+        bodies = (
+            MessageBody(role="user", content=f"{n} {count}", metadata={"m": count}, token_count=10)
+            for n in range(start, start + 10)
+        )
+        command = Append(ref=ref(), bodies=tuple(map(encode_body, bodies)))
+        await hybrid.store.transcripts.append(command)
+        await hybrid.flush()
+    held = await hybrid.store.transcripts.page(ref(), PageQuery(limit=100))
+    assert len(held) == 40
+
+    command = msgspec.structs.replace(turn(), options=asked, cost=10)
+    if enough:
+        begun = await away.store.turns.begin(command)
+        assert isinstance(begun, Begun)
+        assert begun.history.messages[-1].content == f"39 {count}"
+        return
+    with pytest.raises(ArchiveUnavailable):
+        await away.store.turns.begin(command)
+    assert await hybrid.store.transcripts.page(ref(), PageQuery(limit=100)) == held
+    begun = await hybrid.store.turns.begin(command)
+    assert isinstance(begun, Begun)
+    assert len(begun.history.messages) >= 30
+
+
 async def load_scripts(hybrid: Kept) -> None:
     """A turn elsewhere: a script's first call on a server is two."""
     elsewhere = ref("elsewhere")

@@ -92,5 +92,5 @@ def recall_of(store: Store) -> Recall:
         Prompting(Vocabularies()),
         model="gpt-4o",
         profile_text=no_profile,
-        offer_summary=lambda ref, chosen: None,
+        offer_summary=lambda ref, chosen, beside: None,
     )

@@ -196,6 +196,29 @@ async def test_a_long_conversation_is_summarised_beside_its_turns(api, model):
     assert "(nothing yet)" in asked
 
 
+async def test_long_instructions_leave_no_message_outside_prompt_and_summary(api, model):
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 300}}
+    await api.http.post("/v1/sessions", json=session)
+    asked = {"message": "hello " * 10, "instructions": "hello " * 160}
+    for _ in range(8):
+        assert (await api.http.post(CHAT, json=asked)).status_code == 200
+
+    async def covered() -> int:
+        items = (await api.http.get("/v1/sessions/s/messages?limit=1000")).json()["items"]
+        summary = (await context(api))["summary"]
+        return summary and [item["id"] for item in items].index(summary["through_id"]) + 1
+
+    async def shown_and_summarised_are_all() -> bool:
+        before = await covered()
+        turn = (await api.http.post(CHAT, json=asked)).json()
+        items = (await api.http.get("/v1/sessions/s/messages?limit=1000")).json()["items"]
+        return turn["context"]["messages"] + before >= len(items) - 2
+
+    await eventually(covered, within_seconds=5)
+    # The first summary that a turn waits for may not be the last that it needs.
+    await eventually(shown_and_summarised_are_all, within_seconds=5)
+
+
 async def test_a_later_summary_is_made_of_the_one_before(api, model):
     await chat_until_summarised(api, model)
     made = len(model.summaries)

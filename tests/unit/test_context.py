@@ -1,5 +1,6 @@
 """Budgets: what fits is shown whole, and what is left out is said."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import msgspec
@@ -227,3 +228,20 @@ async def test_counts_that_came_with_messages_are_used(prompting):
     assert message_tokens(await Vocabularies().of(MODEL), stored) == 104
     assert stored.created_at == datetime.fromtimestamp(0.001, tz=UTC)
     assert msgspec.structs.replace(stored, tokenizer="cl100k_base").token_count == 100
+
+
+async def test_counting_another_vocabulary_lets_others_have_their_turn(prompting):
+    history = recent(*(spoken(n, content="hello " * 10_000) for n in range(1, 21)))
+    for chosen in (plan(ContextOptions(strategy="buffer")), budget(1_000_000)):
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(other())
+        await prompting.shown(chosen, history, Given(), MODEL)
+        beside.cancel()
+        assert turns >= 10

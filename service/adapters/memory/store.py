@@ -94,8 +94,7 @@ class MemoryStore:
                 active_id=born,
                 cleared_through=earlier,
             )
-        elif user_id is not None and session.user_id not in {None, user_id}:
-            raise SessionNotFound
+        self.check_owner(ref, user_id)
         session.user_id = session.user_id or user_id
         return session
 
@@ -117,11 +116,16 @@ class MemoryStore:
                 "messages", f"a session holds at most {SESSION_MESSAGES_MAX} messages here"
             )
 
-    def check_last(self, ref: SessionRef, user_id: str | None, expected: MessageId | None) -> None:
-        """Raises PreconditionFailed; another user's session is not found, whatever its last is."""
+    def check_owner(self, ref: SessionRef, user_id: str | None) -> None:
+        """Another user's session is not found."""
         session = self.sessions.get(ref)
         if session is not None and user_id is not None and session.user_id not in {None, user_id}:
             raise SessionNotFound
+
+    def check_last(self, ref: SessionRef, user_id: str | None, expected: MessageId | None) -> None:
+        """Raises PreconditionFailed; another user's session is not found, whatever its last is."""
+        self.check_owner(ref, user_id)
+        session = self.sessions.get(ref)
         last_id = session.messages[-1].id if session and session.messages else None
         if last_id != expected:
             raise PreconditionFailed(last_id)

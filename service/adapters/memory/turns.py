@@ -23,6 +23,7 @@ class MemoryTurns:
         if call is not None and call.state == "done":
             return Replayed(result=call.result, message_id=call.answer_id)
         self._must_be_free(ref, call)
+        store.check_owner(ref, command.user_id)
         store.must_have_room(ref, 1)
         held = store.sessions.get(ref)
         check_cost(command, held.document if held else SessionDocument())

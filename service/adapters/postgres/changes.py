@@ -16,6 +16,8 @@ class SessionChange(msgspec.Struct, kw_only=True):
     through: MessageId | None = None
     deletes: bool = False
     messages: list[Entry] = msgspec.field(default_factory=list[Entry])
+    forgotten: list[Entry] = msgspec.field(default_factory=list[Entry])
+    """Said and forgotten in this batch: never stored, but counted."""
     document: Entry | None = None
     summary: Entry | None = None
     user_id: str | None = None
@@ -43,6 +45,7 @@ class SessionChange(msgspec.Struct, kw_only=True):
 
     def _forget(self, entry: Entry) -> None:
         self.through = entry.id
+        self.forgotten += self.messages
         self.messages = []
         self.summary = None
 

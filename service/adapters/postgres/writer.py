@@ -2,6 +2,7 @@
 
 from typing import Final, LiteralString
 
+from service.adapters.postgres.batch_counts import Locked, counts_of, newly_forgotten
 from service.adapters.postgres.changes import SessionChange, changes_of
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
@@ -10,7 +11,6 @@ from service.adapters.postgres.vectors import vector_of
 from service.domain.ids import MessageId
 from service.domain.journal import Batch, Written
 from service.domain.observations import OwnerConflict
-from service.domain.statistics import Counted, Place, count_messages
 from service.domain.summaries import decode_covered
 from service.ports import Observer
 
@@ -24,7 +24,7 @@ ON CONFLICT (session_key) DO NOTHING
 # Taken before any message: the statements after it see what an earlier batch, also another
 # flusher's, committed of these sessions.
 LOCK_SESSIONS: Final[LiteralString] = """
-SELECT session_key, tenant, session_id, user_id, message_count
+SELECT session_key, tenant, session_id, user_id, message_count, cleared_through
 FROM sessions
 WHERE session_key = ANY($1::uuid[])
 ORDER BY session_key
@@ -140,23 +140,24 @@ class PostgresArchiveWriter:
             for entry in change.messages
         }
         async with self._door.transaction() as connection:
-            owners, claimed = await self._lock(connection, changes)
+            locked = await self._lock(connection, changes)
+            forgotten = await newly_forgotten(connection, changes, locked)
             await _forget(connection, changes)
             inserted = await _insert(connection, changes, vectors)
             await _touch(connection, changes, inserted)
-            if claimed:
-                await connection.execute(CLAIM_MESSAGES, claimed)
+            if claims := [key for key, row in locked.items() if row.claimed]:
+                await connection.execute(CLAIM_MESSAGES, claims)
             await _summarise(connection, changes)
-            await grow_counters(connection, _counts(changes, owners, inserted))
+            await grow_counters(connection, counts_of(changes, locked, inserted, forgotten))
 
         offered = sum(1 for entry in batch.entries if entry.kind == "message")
         rows = sum(map(len, inserted.values()))
-        return Written(rows=rows, duplicates=offered - rows)
+        known = offered - rows - sum(map(len, forgotten.values()))
+        return Written(rows=rows, duplicates=known)
 
     async def _lock(
-        self, connection: Connection, changes: "dict[str, SessionChange]"
-    ) -> tuple[dict[str, str | None], list[str]]:
-        """Returns the owners, and the sessions with messages that may get their first one."""
+        self, connection: Connection, changes: dict[str, SessionChange]
+    ) -> dict[str, Locked]:
         keys = list(changes)
         await connection.execute(
             MAKE_SESSIONS,
@@ -166,21 +167,24 @@ class PostgresArchiveWriter:
             [change.first_id for change in changes.values()],
         )
         rows = await connection.fetch(LOCK_SESSIONS, keys)
-        conflicts, claims = 0, list[str]()
-        owners: dict[str, str | None] = {}
+        conflicts = 0
+        locked: dict[str, Locked] = {}
         for row in rows:
-            change = changes[str(row["session_key"])]
+            key = str(row["session_key"])
+            change = changes[key]
             if not is_row_of(change.ref, row["tenant"], row["session_id"]):
                 # Never silent: two sessions with one 128-bit hash would share their messages.
                 raise AssertionError("two sessions have the same key")
             owner, claimed = row["user_id"], change.user_id
             conflicts += owner is not None and claimed not in {None, owner} and not change.deletes
-            owners[str(row["session_key"])] = None if change.deletes else owner
-            if owner is None and claimed is not None and row["message_count"]:
-                claims.append(str(row["session_key"]))
+            locked[key] = Locked(
+                owner=owner,
+                cleared_through=MessageId(str(row["cleared_through"])),
+                claimed=bool(owner is None and claimed is not None and row["message_count"]),
+            )
         if conflicts:
             self._observer.observe(OwnerConflict(count=conflicts))
-        return owners, claims
+        return locked
 
 
 async def _forget(connection: Connection, changes: dict[str, SessionChange]) -> None:
@@ -215,21 +219,6 @@ async def _insert(
     for row in rows:
         inserted.setdefault(str(row["session_key"]), set()).add(str(row["id"]))
     return inserted
-
-
-def _counts(
-    changes: dict[str, SessionChange],
-    owners: dict[str, str | None],
-    inserted: dict[str, set[str]],
-) -> dict[Place, Counted]:
-    """What the rows that were really inserted add to the counters."""
-    counts: dict[Place, Counted] = {}
-    for key, ids in inserted.items():
-        change = changes[key]
-        said = [(entry.id, entry.body) for entry in change.messages if entry.id in ids]
-        owner = owners[key] or change.user_id
-        count_messages(change.ref.tenant, owner, key, said, counts)
-    return counts
 
 
 async def _touch(

@@ -20,8 +20,8 @@ FIELDS: Final = (
 """In the order of session.lua."""
 
 ALL: Final = "-1"
-ALL_HOT: Final = "-2"
-"""How much history: all there is, or all that the hot memory has."""
+BUDGETED: Final = "-2"
+"""How much history: all there is, or as much as the token budget takes."""
 
 
 class SessionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,9 +111,9 @@ def budget_of(document: SessionDocument) -> str:
 
 
 def need_word(need: Need) -> str:
-    """Needed history as the scripts take it: by tokens, all that is hot comes first."""
+    """Needed history as the scripts take it; a number of tokens is told them apart."""
     if need.tokens is not None:
-        return ALL_HOT
+        return BUDGETED
     return ALL if need.last is None else str(need.last)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
-from service.adapters.redis.replies import ALL_HOT, SessionArguments, need_word
+from service.adapters.redis.replies import SessionArguments, need_word
 from service.domain.context import ContextOptions, plan
 from service.domain.errors import ContextTooLarge, RequestRunning, SessionBusy
 from service.domain.ids import MessageId, random_bits
@@ -134,14 +134,14 @@ class RedisTurns:
         return [*names.session(ref).listed(), record]
 
 
-def _history_words(options: ContextOptions) -> tuple[str, int]:
+def _history_words(options: ContextOptions) -> tuple[str, str]:
     """How much history, and whether the session's own context decides before that."""
-    if options.decides:
-        return need_word(plan(options).need), 0
-    if options.strategy is None:
-        return need_word(plan(options).need), 1
-    # The strategy is the caller's and its number perhaps the session's: that is seen afterwards.
-    return ALL_HOT, 0
+    need = need_word(plan(options).need)
+    if options.strategy is None and not options.decides:
+        return need, "1"
+    # The strategy is the caller's, and the messages of a window perhaps the session's. Those of a
+    # budget come with the budget.
+    return need, "window" if options.strategy == "window" and options.last is None else "0"
 
 
 def _budget_words(options: ContextOptions) -> tuple[int | str, int]:

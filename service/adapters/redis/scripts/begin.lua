@@ -2,8 +2,10 @@
 --
 -- KEYS  8 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
 -- ARGV  9 user or ''   10 fingerprint   11 lifetime of the record, milliseconds   12 lease token
---       13 lease milliseconds   14 turn id   15 history needed, -1 for all, -2 for all that is hot
---       16 '1' when the session's own context decides before 15   17 '1' when what is hot will do
+--       13 lease milliseconds   14 turn id
+--       15 history needed: messages, -1 for all, -2 for as many as the token budget takes
+--       16 whose decides: '0' 15, '1' before it the session's own context, 'window' that one where it
+--       is a window   17 '1' when what is hot will do
 --       18 tokens of the prompt without the session   19 token budget or ''
 --       20 '1' when the session's own budget decides before 19   21 body   22 random bits
 -- Reply {'begun', user message id, state} | {'replayed', result, answer id} | {'running'} | {'reused'}
@@ -36,22 +38,35 @@ local owner = claim(ARGV[9])
 if owner == 'not_owner' then return { 'not_owner' } end
 
 local need = tonumber(ARGV[15])
-if ARGV[16] == '1' and head.want then need = tonumber(head.want) end
--- The history stands before the user's message: for one that is taken up again, who knows where.
-local taken_up = record.message and head.known and head.exists
-  and record.message > (head.cleared or ZERO)
-local complete = head.known and head.pinned and (head.floor == ZERO
-  or (head.floor and not taken_up and (need == -2
-    or (need >= 0 and tonumber(head.held) >= need + tonumber(head.pinned)))))
-local span = (taken_up or not head.pinned or need == -2) and -1 or need
-if owner == 'cold' or not head.known or (not complete and ARGV[17] == '0') then
-  return { 'cold', state(span) }
+if head.want and (ARGV[16] == '1' or (ARGV[16] == 'window' and tonumber(head.want) >= 0)) then
+  need = tonumber(head.want)
+end
+local budget = ARGV[20] == '1' and head.budget or ARGV[19]
+
+-- By the counts that messages are stored with: behind the content comes nothing else of that name.
+local function fills_budget(texts)
+  local left = tonumber(budget)
+  for place = #texts, 1, -1 do
+    if left <= 0 then break end
+    left = left - (tonumber(string.match(texts[place], '.*"token_count":(%d+)')) or 0)
+  end
+  return left <= 0
 end
 
-local budget = ARGV[20] == '1' and head.budget or ARGV[19]
+-- The history stands before the user's message: for one that is taken up again, who knows where.
+local taken_up = record.message and head.known and head.exists
+  and record.message > (head.cleared or ZERO) and record.message >= (head.born or ZERO)
+local span = (taken_up or not head.pinned or need == -2) and -1 or need
+local tail = span == -1 and redis.call('LRANGE', TAIL, 0, -1) or nil
+local complete = head.known and head.pinned and (head.floor == ZERO
+  or (head.floor and not taken_up and ((need == -2 and fills_budget(tail))
+    or (need >= 0 and tonumber(head.held) >= need + tonumber(head.pinned)))))
+if owner == 'cold' or not head.known then return { 'cold', state(span, tail) } end
 if budget ~= '' and tonumber(ARGV[18]) > tonumber(budget) then return { 'over', budget } end
+-- The archive must answer before anything is written.
+if not complete and ARGV[17] == '0' then return { 'cold', state(span, tail) } end
 
-local before = state(span)
+local before = state(span, tail)
 local message = taken_up and record.message
 if not message then
   if not has_room(1, #ARGV[21]) then return { 'full' } end

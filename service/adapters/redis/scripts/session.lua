@@ -284,11 +284,14 @@ local function claim(user)
   return 'ok'
 end
 
--- What is hot, with at least the newest `last` messages that are not pinned; all for -1.
-local function state(last)
+-- What is hot, with at least the newest `last` messages that are not pinned; all for -1. The tail is
+-- given by who has read it already.
+local function state(last, tail)
   local ttl = redis.call('PTTL', HEAD)
-  local texts = {}
-  if last < 0 then
+  local texts = tail or {}
+  if tail then
+    last = 0
+  elseif last < 0 then
     texts = redis.call('LRANGE', TAIL, 0, -1)
   elseif last > 0 then
     texts = redis.call('LRANGE', TAIL, -last - tonumber(head.pinned or 0), -1)
