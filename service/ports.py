@@ -475,16 +475,23 @@ class HotLook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HotHealing(Protocol):
-    async def heal(self, ref: SessionRef, *, settled: MessageId) -> HotLook:
+    async def heal(
+        self, ref: SessionRef, *, settled: MessageId, owner: str | None = None
+    ) -> HotLook:
         """Have the next reader ask the archive first; nothing that is unflushed is lost.
 
-        Nothing is done where the session was cleared or deleted above ``settled``: the archive
-        does not know that yet.
+        Nothing is asked where the session was cleared or deleted above ``settled``: the archive
+        does not know that yet. ``owner`` is whose it is there since it was reserved.
         """
         ...
 
-    async def reserve(self, ref: SessionRef, user_id: str, *, seconds: float) -> bool:
-        """Let nobody but this user become the session's owner; False where somebody is by now."""
+    async def reserve(
+        self, ref: SessionRef, user_id: str, *, settled: MessageId, seconds: float
+    ) -> bool:
+        """Let nobody but this user become the session's owner; False where somebody is by now.
+
+        Not for a session that began after ``settled`` in the place of a deleted one.
+        """
         ...
 
 

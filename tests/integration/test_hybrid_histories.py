@@ -20,9 +20,13 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.adapters.redis.client import RedisDoor
+from service.adapters.tokens.vocabularies import Vocabularies
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.flushers import open_flusher
 from service.bootstrap.stores import Store
+from service.core.counting import Counting
+from service.core.import_lines import ImportLine, Numbered
+from service.core.importing import Importing, ImportLimits
 from service.domain.context import ContextOptions, Need
 from service.domain.errors import (
     PreconditionFailed,
@@ -40,7 +44,9 @@ from service.ports import (
     Begun,
     Create,
     Finish,
+    Import,
     Once,
+    PageQuery,
     Replayed,
 )
 from tests.support.histories import (
@@ -98,6 +104,9 @@ class History:
         """Turns that have not finished, with the ids of their user messages."""
         self.texts = 0
         self.actions: list[str] = []
+        self.forgotten: list[tuple[SessionRef, str]] = []
+        limits = ImportLimits(message_bytes_max=1000, line_bytes_max=1000, bytes_max=100_000)
+        self.importing = Importing(store.imports, Counting(Vocabularies(), model="m"), limits)
 
     async def run(self) -> None:
         actions = [
@@ -109,6 +118,7 @@ class History:
             self.begin_again,
             *(2 * [self.end_turn]),
             self.crowd,
+            *(4 * [self.import_past]),
             *(4 * [self.flush_part]),
             self.flush_all,
             *(4 * [self.crash]),
@@ -178,6 +188,54 @@ class History:
         if key:
             self.keyed.append((command, ids))
 
+    async def import_past(self) -> None:
+        """Into an empty session, beside other actions and events; one above it is refused."""
+        ref, choose = self.ref, self.random
+        told, user = self.told.get(ref, Told()), choose.choice(USERS)
+        spoken: list[tuple[Role, str]] = [
+            (choose.choice(ROLES), self.new_text()) for _ in range(choose.choice([2, 40]))
+        ]
+        # What is forgotten and not archived yet is waited for, and nobody flushes here.
+        await self.flush_all()
+        may = not told.hides_from(user) and not told.lines
+        before = len(self.forgotten)
+        try:
+            await self.importing.run(Import(ref=ref, user_id=user), self.import_lines(spoken))
+        except SessionNotFound:
+            assert told.hides_from(user) or self.told.get(ref, Told()).hides_from(user)
+        except PreconditionFailed:
+            assert not may or ref in {one for one, _ in self.forgotten[before:]}
+        else:
+            assert may
+            since = {what for one, what in self.forgotten[before:] if one == ref}
+            await self.see_imported(ref, user, spoken, since)
+
+    async def import_lines(self, spoken: list[tuple[Role, str]]) -> AsyncGenerator[Numbered]:
+        beside = [self.append, self.clear, self.delete, self.create, self.evict, self.flush_all]
+        for place, (role, text) in enumerate(spoken):
+            if place == 1:
+                for action in self.random.sample(beside, self.random.choice([0, 0, 1, 2])):
+                    self.actions.append(f"({action.__name__})")
+                    await action()
+            yield Numbered(place + 1, 1, ImportLine(role=role, content=text))
+
+    async def see_imported(
+        self, ref: SessionRef, user: str | None, spoken: list[tuple[Role, str]], since: set[str]
+    ) -> None:
+        """Below what was said beside it, and gone with what was forgotten beside it."""
+        if "deleted" in since:
+            return
+        told = self.told.setdefault(ref, Told())
+        told.user = told.user or user
+        if "cleared" in since:
+            return
+        page = await self.store.transcripts.page(ref, PageQuery(limit=len(spoken)))
+        assert [(message.role, message.content) for message in page] == spoken
+        lines: list[Line] = [
+            (message.id, role, text) for message, (role, text) in zip(page, spoken, strict=True)
+        ]
+        told.lines = lines + told.lines
+
     async def repeat(self) -> None:
         """An append of any age, whatever became of its session, is answered as it was then."""
         if not self.keyed:
@@ -193,6 +251,7 @@ class History:
                 await self.store.transcripts.clear(ref)
             return
         await self.store.transcripts.clear(ref)
+        self.forgotten.append((ref, "cleared"))
         self.told[ref].lines = []
         self.told[ref].lease = None
 
@@ -203,6 +262,7 @@ class History:
                 await self.store.sessions.delete(ref)
             return
         await self.store.sessions.delete(ref)
+        self.forgotten.append((ref, "deleted"))
         del self.told[ref]
 
     def new_document(self) -> SessionDocument:

@@ -542,3 +542,37 @@ async def test_an_import_that_was_given_up_in_its_commit_is_healed(hybrid, monke
     refused(await imported(hybrid, lines(3)), 503, "draining")
     monkeypatch.undo()
     assert len((await hybrid.http.get("/history/s")).json()["messages"]) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions/s", MESSAGES])
+@pytest.mark.parametrize("late", [False, True])
+async def test_whose_a_session_is_that_was_cleared_or_deleted_beside_an_import(
+    hybrid, hybrid_only, monkeypatch, path, late
+):
+    reserve = RedisHealing.reserve
+
+    async def forgotten_about_then(*arguments: Any, **named: Any) -> bool:
+        if not late:
+            assert (await hybrid.http.delete(path)).status_code == 204
+        reserved = await reserve(*arguments, **named)
+        if late:
+            assert (await hybrid.http.delete(path)).status_code == 204
+        return reserved
+
+    gate = Gate(lines(1), lines(1, first=1))
+    importing = asyncio.ensure_future(imported(hybrid, gate, user_id="bob"))
+    await gate.reached.wait()
+    await say(hybrid, "beside")
+    monkeypatch.setattr(RedisHealing, "reserve", forgotten_about_then)
+    gate.may_go_on.set()
+    assert (await importing).status_code == 201
+    # Cleared it is bob's, and deleted it is nobody's.
+    for _ in range(2):
+        hers = {"messages": [{"role": "user", "content": "hers"}], "user_id": "ada"}
+        status = (await hybrid.http.post(MESSAGES, json=hers)).status_code
+        assert status == (404 if path == MESSAGES else 201)
+        await flush(hybrid_only)
+    found = (await hybrid.http.get("/v1/messages?user_id=ada")).json()["items"]
+    assert len(found) == (0 if path == MESSAGES else 2)
+    owner = (await hybrid.http.get("/v1/sessions/s")).json()["user_id"]
+    assert owner == ("bob" if path == MESSAGES else "ada")

@@ -19,14 +19,18 @@ class RedisHealing:
         self._door = door
         self._arguments = arguments
 
-    async def heal(self, ref: SessionRef, *, settled: MessageId) -> HotLook:
+    async def heal(
+        self, ref: SessionRef, *, settled: MessageId, owner: str | None = None
+    ) -> HotLook:
         keys = self._arguments.keys.session(ref).listed()
-        words = [*self._arguments.shared(ref), settled]
+        words = [*self._arguments.shared(ref), settled, owner or ""]
         now, state = await self._door.run(HEAL, keys, words)
         return HotLook(state=self._arguments.state(state), now_milliseconds=now)
 
-    async def reserve(self, ref: SessionRef, user_id: str, *, seconds: float) -> bool:
+    async def reserve(
+        self, ref: SessionRef, user_id: str, *, settled: MessageId, seconds: float
+    ) -> bool:
         keys = self._arguments.keys.session(ref).listed()
-        words = [*self._arguments.shared(ref), user_id, round(seconds * 1000)]
+        words = [*self._arguments.shared(ref), user_id, round(seconds * 1000), settled]
         status, *_ = await self._door.run(RESERVE, keys, words)
         return status == b"reserved"

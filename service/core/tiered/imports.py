@@ -67,20 +67,21 @@ class TieredImports:
             ) as run:
                 yield run
                 if run.done is None and command.user_id is not None:
-                    await self._reserve(command.ref, command.user_id)
+                    await self._reserve(command.ref, command.user_id, settled)
         except BaseException:
             # The commit may have reached the archive, and its answer not us.
             with contextlib.suppress(HotUnavailable):
                 await asyncio.shield(self._hot.heal(command.ref, settled=settled))
             raise
-        await self._hot.heal(command.ref, settled=settled)
+        await self._hot.heal(command.ref, settled=settled, owner=command.user_id)
 
-    async def _reserve(self, ref: SessionRef, user_id: str) -> None:
+    async def _reserve(self, ref: SessionRef, user_id: str, settled: MessageId) -> None:
         """Whoever became the owner beside the import is in the row, which is locked, or the head.
 
         From here to the commit, and until readers find its row, nobody else becomes it.
         """
-        if not await self._hot.reserve(ref, user_id, seconds=RESERVED_SECONDS):
+        seconds = RESERVED_SECONDS
+        if not await self._hot.reserve(ref, user_id, settled=settled, seconds=seconds):
             raise SessionNotFound
 
     async def _settled(self, command: Import) -> HotLook:
