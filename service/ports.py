@@ -467,7 +467,7 @@ class Imports(Protocol):
 
 
 class HotLook(msgspec.Struct, frozen=True, kw_only=True):
-    """How a session stands in the hot memory after it was made cold."""
+    """How a session stands in the hot memory."""
 
     state: "HotState"
     now_milliseconds: int
@@ -475,9 +475,9 @@ class HotLook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HotHealing(Protocol):
-    async def heal(
-        self, ref: SessionRef, *, settled: MessageId, owner: str | None = None
-    ) -> HotLook:
+    async def look(self, ref: SessionRef) -> HotLook: ...
+
+    async def heal(self, ref: SessionRef, *, settled: MessageId, owner: str | None = None) -> None:
         """Have the next reader ask the archive first; nothing that is unflushed is lost.
 
         Nothing is asked where the session was cleared or deleted above ``settled``: the archive
@@ -793,6 +793,10 @@ class ArchiveErasure(Protocol):
         """Apply the deletion with this id before the journal brings it; repeated, nothing."""
         ...
 
+    async def standing(self, ref: SessionRef) -> ArchiveErased:
+        """What there is to erase of a session; nothing of one that is deleted."""
+        ...
+
     async def forget_user(self, tenant: str, user_id: str) -> bool:
         """Count what the user did as nobody's; whether anything was counted."""
         ...
@@ -829,7 +833,10 @@ class ArchiveRetention(Protocol):
     def still_idle(
         self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId
     ) -> AbstractAsyncContextManager[Sequence[SessionRef]]:
-        """Those that are idle still, and into which nothing is imported until the context ends."""
+        """Those that are idle still; until the context ends nothing of them is archived.
+
+        Neither what is imported nor what is said.
+        """
         ...
 
     async def end(self, tenant: str, refs: Sequence[SessionRef], *, before: MessageId) -> int:

@@ -1,9 +1,9 @@
 """Counting: the tokens of a message, once, before it is stored."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+from service.core.pacing import Pace
 from service.domain.messages import MessageBody
 from service.domain.tokens import counted
 from service.ports import Tokenizers
@@ -27,22 +27,13 @@ class Counting:
         """Checked bodies with their counts, in order."""
         tokenizer = await self._tokenizers.of(self._model)
         done: list[MessageBody] = []
-        pace = Pace()
+        pace = Pace(CHARACTERS_PER_STEP)
         for body in bodies:
             done.append(counted(tokenizer, body))
-            await pace.after(body)
+            await pace.spent(characters_of(body))
         return done
 
 
-class Pace:
-    """Gives others their turn now and then between messages that are counted."""
-
-    def __init__(self) -> None:
-        self._work = 0
-
-    async def after(self, body: MessageBody) -> None:
-        content = body.content
-        self._work += len(content) if isinstance(content, str) else CHARACTERS_PER_STEP // 8
-        if self._work >= CHARACTERS_PER_STEP:
-            self._work = 0
-            await asyncio.sleep(0)
+def characters_of(body: MessageBody) -> int:
+    """What there is to count, roughly."""
+    return len(body.content) if isinstance(body.content, str) else CHARACTERS_PER_STEP // 8

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -26,7 +26,7 @@ from service.domain.errors import (
     InvalidValue,
     TooLarge,
 )
-from service.domain.ids import MessageId, check_id, next_id, time_of
+from service.domain.ids import EPOCH, MILLISECOND, MessageId, check_id, next_id, time_of
 from service.domain.messages import MessageBody, encode_body
 from service.ports import (
     Import,
@@ -41,8 +41,6 @@ BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 """What is inserted at once; the last line may pass it by its own length."""
 STALL_SECONDS: Final = 10.0
 """Longest wait for the next bytes of a body."""
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class ImportLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from service.core.counting import Pace
+from service.core.counting import CHARACTERS_PER_STEP, characters_of
+from service.core.pacing import Pace
 from service.domain.context import (
     BUDGETED,
     ContextTokens,
@@ -201,11 +202,11 @@ def cost_of(tokenizer: Tokenizer) -> Cost:
 async def _costs(tokenizer: Tokenizer, messages: Iterable[Message]) -> Cost:
     """What each message costs; those of another vocabulary are counted in steps."""
     costs: dict[str, int] = {}
-    pace = Pace()
+    pace = Pace(CHARACTERS_PER_STEP)
     for message in messages:
         costs[message.id] = message_tokens(tokenizer, message)
         if stored_tokens(message, tokenizer.vocabulary) is None:
-            await pace.after(message)
+            await pace.spent(characters_of(message))
     return lambda message: costs[message.id]
 
 

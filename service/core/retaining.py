@@ -9,7 +9,9 @@ from service.domain.ids import ZERO_ID, MessageId
 from service.ports import ArchiveRetention, HotRetention
 
 ROWS_MAX: Final = 1000
-"""Messages or sessions that one transaction drops."""
+"""Messages that one transaction drops."""
+SESSIONS_MAX: Final = 100
+"""Sessions that one transaction ends: in hybrid their rows are held while Redis is told."""
 
 
 class Retained(msgspec.Struct, kw_only=True):
@@ -74,13 +76,14 @@ class Retaining:
     async def _end_sessions(self, tenant: str, before: MessageId, done: Retained) -> None:
         after = ZERO_ID
         while not self._stopped():
-            idle = await self._archive.idle(tenant, before=before, after=after, limit=ROWS_MAX)
+            idle = await self._archive.idle(tenant, before=before, after=after, limit=SESSIONS_MAX)
             if not idle:
                 return
             refs, after = [ref for ref, _ in idle], idle[-1][1]
             if self._hot is not None:
                 # The journal brings it into the archive, in its place among what is said. An import
                 # does not go through the journal: it is kept away, and one that was faster is seen.
+                # Their rows are locked, so that what is said meanwhile is not archived and evicted.
                 async with self._archive.still_idle(tenant, refs, before=before) as kept:
                     done.sessions_ended += await self._hot.end(kept, before=before)
             else:

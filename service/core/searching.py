@@ -1,9 +1,11 @@
 """Searching: messages across the sessions of a tenant."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from service.core.pacing import Pace
 from service.core.recall import check_limit
 from service.domain.errors import InvalidValue
 from service.domain.ids import MessageId, check_id
@@ -12,6 +14,10 @@ from service.ports import FoundMessage, Search, SearchQuery
 
 ROUNDS_MAX: Final = 20
 """Reads for one page where most of what has the pairs of a word has not the word."""
+
+
+CHARACTERS_PER_STEP: Final = 20_000
+"""Of texts that are looked through before others get their turn."""
 
 
 class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +49,7 @@ class Searching:
             wanted = query.limit + 1 - len(items)
             round_ = msgspec.structs.replace(query, before=before, limit=wanted)
             found = await self._search.find(round_)
-            items += (one for one in found if _is_found(query, one))
+            items += await _those_found(query, found)
             more = len(found) == wanted
             if found:
                 before = found[-1].message.id
@@ -73,5 +79,15 @@ def _check(query: SearchQuery) -> None:
         check_id(query.session_id, "session_id")
 
 
-def _is_found(query: SearchQuery, one: FoundMessage) -> bool:
-    return query.words is None or has_runs(query.words, searched_text(one.message.content))
+async def _those_found(query: SearchQuery, messages: Sequence[FoundMessage]) -> list[FoundMessage]:
+    """Those that have what only their text can tell."""
+    if query.words is None or not query.words.runs:
+        return list(messages)
+    pace = Pace(CHARACTERS_PER_STEP)
+    found: list[FoundMessage] = []
+    for one in messages:
+        text = searched_text(one.message.content)
+        if has_runs(query.words, text):
+            found.append(one)
+        await pace.spent(len(text))
+    return found

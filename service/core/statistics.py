@@ -57,10 +57,21 @@ class UserStatistics:
             after = time_of(self._clock.milliseconds()).date() + DAY
         else:
             # The end is exclusive: at midnight its day is not touched.
-            after = (end.astimezone(UTC) - timedelta(microseconds=1)).date() + DAY
-        first = after - RANGE_DAYS_DEFAULT * DAY if start is None else start.astimezone(UTC).date()
+            after = _day_of(end - timedelta(microseconds=1), "to") + DAY
+        first = after - RANGE_DAYS_DEFAULT * DAY if start is None else _day_of(start, "from")
         if first >= after or (start is not None and end is not None and start >= end):
             raise InvalidValue.of("to", "must be later than from")
         if (after - first).days > RANGE_DAYS_MAX:
             raise InvalidValue.of("from", f"must be at most {RANGE_DAYS_MAX} days before to")
         return first, after
+
+
+def _day_of(time: datetime, field: str) -> date:
+    """The day (UTC); raises InvalidValue for the last one that a date can name."""
+    try:
+        day = time.astimezone(UTC).date()
+    except OverflowError as error:
+        raise InvalidValue.of(field, "is out of range") from error
+    if day == date.max:
+        raise InvalidValue.of(field, "is out of range")
+    return day

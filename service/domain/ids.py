@@ -8,10 +8,9 @@ when a clock steps back: Redis then counts on within the last millisecond.
 ``service/adapters/redis/scripts/session.lua`` builds the same layout; a test holds the two equal.
 """
 
-import math
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NewType
 
 from service.domain.errors import InvalidValue
@@ -28,6 +27,8 @@ HIGHEST_ID: Final = MessageId("ffffffff-ffff-ffff-ffff-ffffffffffff")
 """Above every message id."""
 
 MILLISECONDS_MAX: Final = (1 << 48) - 1
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND: Final = timedelta(milliseconds=1)
 COUNTER_MAX: Final = (1 << 32) - 1
 RANDOM_MAX: Final = (1 << 42) - 1
 ID_BYTES_MAX: Final = 255
@@ -96,7 +97,7 @@ def milliseconds_of(time: datetime, field: str) -> int:
     """Unix time of a moment from outside, rounded up; raises InvalidValue naming ``field``."""
     if time.tzinfo is None:
         raise InvalidValue.of(field, "needs a time zone, such as Z")
-    milliseconds = math.ceil(time.timestamp() * 1000)
+    milliseconds = -((EPOCH - time) // MILLISECOND)
     if not 1 <= milliseconds <= MILLISECONDS_MAX:
         raise InvalidValue.of(field, "is out of range")
     return milliseconds

@@ -65,13 +65,20 @@ def _is_mark(code: int) -> bool:
     return unicodedata.combining(unicodedata.normalize("NFKD", chr(code))[0]) != 0
 
 
-_MARKS: Final = "".join(
+# Those outside these blocks are few and scattered.
+_MARKS: Final = frozenset(
     chr(code)
-    for first, last in (*_MARK_BLOCKS, (0x3000, 0x30FF), (0xFF00, 0xFFEF), (0x1D100, 0x1D2FF))
+    for first, last in (
+        *(*_MARK_BLOCKS, (0x3000, 0x30FF), (0xFB1E, 0xFB1E), (0xFF00, 0xFFEF)),
+        *((0x101FD, 0x1037A), (0x1BC9E, 0x1BC9E), (0x1D100, 0x1D2FF)),
+    )
     for code in range(first, last + 1)
     if _is_mark(code)
 )
-_MARK_RUNS: Final = re.compile(rf"([{_MARKS}]{{{MARKS_MAX}}})[{_MARKS}]+")
+_MARK: Final = "".join(sorted(_MARKS))
+_MARK_RUNS: Final = re.compile(rf"([{_MARK}]{{{MARKS_MAX}}})[{_MARK}]+")
+FOLDED_CHARACTERS_MAX: Final = 300_000
+"""Of a text that folding makes longer the beginning is found: one character may become 18."""
 _ASCII: Final = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 
 
@@ -193,9 +200,26 @@ def _pairs(run: str) -> Iterator[str]:
 
 
 def _folded(text: str) -> str:
-    text = _MARK_RUNS.sub(r"\1", text)
+    if _has_long_run_of_marks(text):
+        text = _MARK_RUNS.sub(r"\1", text)
     # Folding may take a text apart again: then it is put together once more.
-    return _normal(_normal(text).casefold())
+    return _normal(_normal(text)[:FOLDED_CHARACTERS_MAX].casefold())
+
+
+def _has_long_run_of_marks(text: str) -> bool:
+    """Whether some run may be longer than MARKS_MAX; every such one is met at one of these places.
+
+    A look at few characters: nearly all texts have none.
+    """
+    half = MARKS_MAX // 2
+    return any(
+        text[place] in _MARKS
+        and (
+            _MARKS.issuperset(text[place : place + half])
+            or _MARKS.issuperset(text[max(0, place - half) : place])
+        )
+        for place in range(MARKS_MAX, len(text), MARKS_MAX + 1)
+    )
 
 
 def _normal(text: str) -> str:

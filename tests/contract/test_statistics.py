@@ -1,6 +1,6 @@
 """Statistics: counts of every store that has an archive."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import asyncpg
 import pytest
@@ -200,3 +200,14 @@ async def test_what_was_said_is_counted_though_it_was_forgotten_at_once(memory, 
     day = id_time(first).date().isoformat()
     assert await counted(memory, user_id="ada") == [item(day, 6, 2, 20, 6)]
     assert await counted(memory) == [item(day, 6, 2, 20, 6)]
+
+
+@over_archives
+async def test_times_that_no_day_after_them_has_are_refused(memory):
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    west = last.replace(tzinfo=timezone(timedelta(hours=-14)))
+    for time in (last, west):
+        with pytest.raises(InvalidValue, match="to: is out of range"):
+            await counted(memory, end=time)
+        with pytest.raises(InvalidValue, match="from: is out of range"):
+            await counted(memory, start=time)

@@ -431,6 +431,36 @@ async def test_an_erasure_and_a_flusher_take_the_counters_in_one_order(sql, data
     assert await sql.fetchval("SELECT sum(messages) FROM daily_counts WHERE user_id = ''") == 4
 
 
+async def test_an_erasure_and_a_flusher_take_rows_that_are_new_in_one_order(sql, database_url):
+    days = [date(2026, 1, 1), date(2026, 1, 2)]
+
+    async def count(connection: Any, places: list[tuple[date, str]]) -> None:
+        size = len(places)
+        names = [name for _, name in places]
+        rows = (["default"] * size, [day for day, _ in places], names, [""] * size)
+        await connection.execute(COUNT, *rows, [0] * size, [1] * size, *([0] * size,) * 3)
+
+    await count(sql, [(day, "ada") for day in days])
+    third, flusher = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    door = PostgresDoor(database_url, ArchiveLimits(), name="test", observer=Recorder())
+    held = third.transaction()
+    await held.start()
+    await count(third, [(days[0], "")])
+    folding = asyncio.ensure_future(PostgresArchiveErasure(door).forget_user("default", "ada"))
+    await eventually(lambda: waiting(sql, 1), within_seconds=5)
+    async with flusher.transaction():
+        counting = asyncio.ensure_future(count(flusher, [(days[1], ""), (days[1], "ada")]))
+        await asyncio.wait([counting], timeout=0.3)
+        await held.commit()
+        await counting
+    assert await folding
+    for connection in (third, flusher):
+        await connection.close()
+    await door.close()
+    rows = await sql.fetch("SELECT user_id, sum(messages) AS n FROM daily_counts GROUP BY 1")
+    assert {row["user_id"]: row["n"] for row in rows} == {"": 5}
+
+
 async def waiting(sql: Any, count: int) -> bool:
     """Whether so many of the database's sessions wait for a lock."""
     found = await sql.fetchval(

@@ -1,7 +1,10 @@
 """Imports over HTTP into the stores that have an archive: all or nothing, seen by every reader."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +16,7 @@ from redis.asyncio import Redis
 
 from service.adapters.openai.chat_completions import NoModel
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
+from service.adapters.postgres.erasing import PostgresArchiveErasure
 from service.adapters.postgres.imports import IMPORTS_MAX
 from service.adapters.postgres.imports import _Run as PostgresRun  # pyright: ignore[reportPrivateUsage]  # its end is the only place between
 from service.adapters.postgres.retention import PostgresRetention
@@ -24,8 +28,8 @@ from service.bootstrap.connections import session_arguments
 from service.bootstrap.flushers import open_flusher
 from service.core.retaining import Retaining
 from service.core.tiered.archiving import ArchiveWaits
-from service.domain.errors import HotUnavailable
-from service.domain.ids import first_id_at
+from service.domain.errors import ArchiveUnavailable, HotUnavailable
+from service.domain.ids import EPOCH, MILLISECOND, first_id_at
 from service.domain.sessions import SessionRef
 from service.settings import Settings
 from tests.support.api import Client, api_client
@@ -33,6 +37,8 @@ from tests.support.stores import Recorder
 
 LINES = {"content-type": "application/jsonl"}
 START = datetime(2020, 1, 1, tzinfo=UTC)
+EDGE = datetime(2004, 1, 30, 10, 32, 37, tzinfo=UTC)
+"""Times from here on are not whole milliseconds as floats."""
 MESSAGES = "/v1/sessions/s/messages"
 
 
@@ -341,26 +347,22 @@ async def test_a_refused_call_leaves_its_key_free(api):
     assert (await imported(api, lines(3), key="k")).status_code == 201
 
 
+@pytest.mark.parametrize("key", ["k", None])
 async def test_an_import_that_died_before_its_healing_is_healed_by_its_repetition(
-    hybrid, monkeypatch
+    hybrid, monkeypatch, key
 ):
-    heal, calls = RedisHealing.heal, 0
+    async def died(*_: Any, **__: Any) -> None:
+        raise HotUnavailable("gone")
 
-    async def died(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise HotUnavailable("gone")
-        look = await heal(*arguments, **named)
-        # Somebody looks, and finds nothing: the session is known to be empty from here on.
-        await hybrid.http.get("/history/s")
-        return look
-
-    monkeypatch.setattr(RedisHealing, "heal", died)
-    refused(await imported(hybrid, lines(3), key="k"), 503, "hot_unavailable")
+    # Somebody looks, and finds nothing: the session is known to be empty from here on.
+    await hybrid.http.get("/history/s")
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisHealing, "heal", died)
+        refused(await imported(hybrid, lines(3), key=key), 503, "hot_unavailable")
     assert (await hybrid.http.get("/history/s")).json()["messages"] == []
-    monkeypatch.setattr(RedisHealing, "heal", heal)
-    assert (await imported(hybrid, lines(3), key="k")).headers["Idempotency-Replayed"] == "true"
+    again = await imported(hybrid, lines(3), key=key)
+    assert again.status_code == (201 if key else 412)
+    assert again.headers.get("Idempotency-Replayed") == ("true" if key else None)
     assert await contents(hybrid) == texts(0, 1, 2)
     assert len((await hybrid.http.get("/history/s")).json()["messages"]) == 3
 
@@ -576,3 +578,126 @@ async def test_whose_a_session_is_that_was_cleared_or_deleted_beside_an_import(
     assert len(found) == (0 if path == MESSAGES else 2)
     owner = (await hybrid.http.get("/v1/sessions/s")).json()["user_id"]
     assert owner == ("bob" if path == MESSAGES else "ada")
+
+
+async def test_what_was_said_beside_an_import_that_names_a_user_is_that_users(api, settings):
+    gate = Gate(lines(1), lines(1, first=1))
+    importing = asyncio.ensure_future(imported(api, gate, user_id="ada"))
+    await gate.reached.wait()
+    await say(api, "beside")
+    await flush(settings)
+    gate.may_go_on.set()
+    assert (await importing).status_code == 201
+    await flush(settings)
+    found = (await api.http.get("/v1/messages?q=beside&user_id=ada")).json()["items"]
+    assert len(found) == 1
+
+
+async def test_a_refused_import_leaves_a_hot_session_as_it_is(hybrid, hybrid_only, monkeypatch):
+    await hybrid.http.get("/history/s")
+    last_id = (await say(hybrid, "one")).json()["messages"][0]["id"]
+    await flush(hybrid_only)
+    assert await contents(hybrid) == ["one"]
+
+    @asynccontextmanager
+    async def away(_: PostgresDoor) -> AsyncGenerator[None]:
+        raise ArchiveUnavailable("The archive is away.")
+        yield
+
+    for key in (None, "k"):
+        monkeypatch.setattr(PostgresDoor, "connection", away)
+        status = (await imported(hybrid, lines(1), key=key)).status_code
+        assert status == (503 if key else 412)
+        assert await contents(hybrid) == ["one"]
+        monkeypatch.undo()
+        problem = refused(await imported(hybrid, lines(1), key=key), 412, "precondition_failed")
+        assert problem["last_id"] == last_id
+
+
+@pytest.mark.parametrize("content", ["\u4e2d\u6587" * 650, "\ufdfa" * 1300])
+async def test_an_import_lets_others_have_their_turn(api, content):
+    longest, last = 0.0, time.perf_counter()
+
+    async def others() -> None:
+        nonlocal longest, last
+        while True:
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+            await asyncio.sleep(0)
+
+    line = msgspec.json.encode({"role": "user", "content": content[:300]}) + b"\n"
+    beside = asyncio.ensure_future(others())
+    try:
+        assert (await imported(api, line * 4000)).status_code == 201
+    finally:
+        beside.cancel()
+    # Of some ten milliseconds' work on a machine that does other things too.
+    assert longest < 0.4
+
+
+async def test_a_time_from_before_2004_is_found_from_itself_on(api):
+    at = next(
+        moment
+        for n in range(4000)
+        if math.ceil((moment := EDGE + n * MILLISECOND).timestamp() * 1000)
+        != -((EPOCH - moment) // MILLISECOND)
+    )
+    line = msgspec.json.encode({"role": "user", "content": "x", "created_at": at}) + b"\n"
+    assert (await imported(api, line)).status_code == 201
+    for path in (MESSAGES, "/v1/messages"):
+        items = (await api.http.get(path, params={"from": at.isoformat()})).json()["items"]
+        assert len(items) == 1
+
+
+async def test_retention_ends_no_session_whose_news_were_archived_and_evicted(
+    hybrid, hybrid_only, database_url, redis_url
+):
+    await hybrid.http.post("/v1/sessions", json={"id": "s", "user_id": "ada"})
+    await flush(hybrid_only)
+    [listed] = (await hybrid.http.get("/v1/sessions")).json()["items"]
+    born = datetime.fromisoformat(listed["updated_at"])
+    before = first_id_at(round(born.timestamp() * 1000) + 1)
+    door = PostgresDoor(database_url, ArchiveLimits(), name="test", observer=Recorder())
+    redis_door = RedisDoor(redis_url, HotLimits())
+    hot = RedisRetention(redis_door, session_arguments(hybrid_only, archived=True))
+    async with Redis.from_url(redis_url, protocol=2) as redis:
+        await redis.flushdb()
+        refs = [SessionRef("default", "s")]
+        async with PostgresRetention(door).still_idle("default", refs, before=before) as kept:
+            assert list(kept) == refs
+            await say(hybrid, "today")
+            flushing = asyncio.ensure_future(flush(hybrid_only))
+            # Where it is archived meanwhile it may be evicted too.
+            await asyncio.wait([flushing], timeout=0.3)
+            if flushing.done():
+                await redis.delete(*[key async for key in redis.scan_iter("*:head:*")])
+            assert await hot.end(kept, before=before) == 0
+        await flushing
+    await door.close()
+    await redis_door.close()
+    await flush(hybrid_only)
+    assert await contents(hybrid) == ["today"]
+
+
+async def test_a_receipt_counts_the_records_of_imports_whoever_is_faster(
+    hybrid, hybrid_only, monkeypatch
+):
+    erase = PostgresArchiveErasure.erase
+
+    async def after_a_flush(*arguments: Any) -> Any:
+        await flush(hybrid_only)
+        return await erase(*arguments)
+
+    for faster in (False, True):
+        done = await imported(hybrid, lines(3), key="k", user_id="ada")
+        assert (done.status_code, done.headers.get("Idempotency-Replayed")) == (201, None)
+        if faster:
+            monkeypatch.setattr(PostgresArchiveErasure, "erase", after_a_flush)
+        erasing = asyncio.ensure_future(hybrid.http.delete("/v1/users/ada"))
+        if not faster:
+            # Until it waits for the archive.
+            await asyncio.wait([erasing], timeout=0.2)
+            await flush(hybrid_only)
+        erased = (await erasing).json()["erased"]
+        found = [erased[name] for name in ("archive_messages", "idempotency_records")]
+        assert found == [3, 1], faster

@@ -1,6 +1,9 @@
 """Words: any word of a text finds it, and nothing that is no word of it does."""
 
+import re
 import string
+import sys
+from unicodedata import combining, normalize
 
 import pytest
 from hypothesis import given
@@ -8,9 +11,11 @@ from hypothesis import strategies as st
 
 from service.domain.errors import InvalidValue
 from service.domain.words import (
+    MARKS_MAX,
     QUERY_CHARACTERS_MAX,
     QUERY_WORDS_MAX,
     WORDS_MAX,
+    _folded,  # pyright: ignore[reportPrivateUsage]  # what the runs are cut in
     has_words,
     parse_query,
     searched_text,
@@ -108,8 +113,37 @@ def test_only_what_is_said_is_searched():
     assert searched_text(None) == ""
 
 
+def test_every_character_that_is_put_in_order_is_known_as_a_mark():
+    everything = (chr(code) for code in range(sys.maxunicode + 1))
+    ordered = {one for one in everything if combining(normalize("NFKD", one)[0])}
+    for one in ordered:
+        assert found("a" + one * (MARKS_MAX + 10), "a" + one * (MARKS_MAX + 20)), ascii(one)
+    assert len(ordered) > 900
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100))
+def test_long_runs_of_marks_are_met_wherever_they_stand(before, marks, after):
+    text = "x" * before + "\u0316" * marks + "y" * after
+    words = words_of(f"{text}b \u0301")
+    assert max(map(len, words)) <= 48
+    longest = max((len(run) for run in re.findall("\u0316+", _folded(text))), default=0)
+    assert longest == min(marks, MARKS_MAX)
+
+
 @pytest.mark.timeout(5)
-@pytest.mark.parametrize("marks", ["\u0301" * 65_000 + "\u0316" * 65_000, "\uff9e\u0316" * 40_000])
+def test_characters_that_become_many_take_no_time_without_end():
+    assert len(words_of("\ufdfa" * 87_000)) <= WORDS_MAX
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    "marks",
+    [
+        "\u0301" * 65_000 + "\u0316" * 65_000,
+        "\uff9e\u0316" * 40_000,
+        ("\u0301" * 15 + "\u0316" * 15 + "\ufb1e") * 3_000,
+    ],
+)
 def test_marks_without_end_take_no_time_without_end(marks):
     assert len(words_of(f"a{marks} b")) <= 4
     assert found("b", f"a{marks} b")

@@ -80,6 +80,15 @@ class PostgresDoor:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[Connection]:
+        """A transaction whose statements all see the same, and change nothing."""
+        async with (
+            self.connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield connection
+
     async def settled(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run ``work`` in a transaction, and again where the connection was lost under it.
 

@@ -31,68 +31,75 @@ DELETE_LEASE: Final[LiteralString] = """
 DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
 """
 
-# In the order in which a flusher takes them, so that neither waits for the other in a circle.
-LOCK_COUNTS: Final[LiteralString] = """
-WITH RECURSIVE days AS (
-    SELECT min(day) AS day FROM daily_counts WHERE tenant = $1
-    UNION ALL
-    SELECT (SELECT min(c.day) FROM daily_counts c WHERE c.tenant = $1 AND c.day > d.day)
-    FROM days d
-    WHERE d.day IS NOT NULL
-)
-SELECT 1
-FROM daily_counts c JOIN days d ON c.day = d.day
-WHERE c.tenant = $1 AND c.user_id IN ('', $2)
-ORDER BY c.day, c.user_id COLLATE "C", c.model COLLATE "C", c.slot
-FOR UPDATE OF c
+STANDING: Final[LiteralString] = """
+SELECT s.message_count, (
+    SELECT count(*) FROM calls c WHERE c.session_key = s.session_key AND c.tenant = $2
+) AS records
+FROM sessions s
+WHERE s.session_key = $1 AND s.tenant = $2 AND NOT s.deleted
 """
 
-# Day by day, so that each row is found by the key. What was used stays counted, as nobody's use.
-FOLD_COUNTS: Final[LiteralString] = """
+# A step of a loose index scan for each of the tenant's days.
+COUNTED_DAYS: Final[LiteralString] = """
 WITH RECURSIVE days AS (
     SELECT min(day) AS day FROM daily_counts WHERE tenant = $1
     UNION ALL
     SELECT (SELECT min(c.day) FROM daily_counts c WHERE c.tenant = $1 AND c.day > d.day)
     FROM days d
     WHERE d.day IS NOT NULL
-), gone AS (
-    DELETE FROM daily_counts c
-    WHERE c.tenant = $1 AND c.day = ANY(ARRAY(SELECT day FROM days)) AND c.user_id = $2
-    RETURNING c.day, c.model, c.slot, c.messages, c.turns, c.input_tokens, c.output_tokens
-), kept AS (
-    INSERT INTO daily_counts AS n
-        (tenant, day, user_id, model, slot, messages, turns, input_tokens, output_tokens)
-    SELECT $1, day, '', model, slot, messages, turns, input_tokens, output_tokens
-    FROM gone
-    ORDER BY day, model, slot
-    ON CONFLICT (tenant, day, user_id, model, slot) DO UPDATE
-    SET messages = n.messages + EXCLUDED.messages,
-        turns = n.turns + EXCLUDED.turns,
-        input_tokens = n.input_tokens + EXCLUDED.input_tokens,
-        output_tokens = n.output_tokens + EXCLUDED.output_tokens
 )
-SELECT count(*) FROM gone
+SELECT d.day
+FROM days d
+WHERE EXISTS (
+    SELECT 1 FROM daily_counts c WHERE c.tenant = $1 AND c.day = d.day AND c.user_id = $2
+) OR EXISTS (
+    SELECT 1 FROM active_sessions a WHERE a.tenant = $1 AND a.day = d.day AND a.user_id = $2
+)
+ORDER BY d.day
+"""
+
+# A flusher takes a day's rows in the order of their users, nobody's first. Taking nobody's first
+# here as well, and one day in a transaction, neither waits for the other in a circle.
+TAKE_NOBODYS: Final[LiteralString] = """
+INSERT INTO daily_counts AS n
+    (tenant, day, user_id, model, slot, messages, turns, input_tokens, output_tokens)
+SELECT tenant, day, '', model, slot, 0, 0, 0, 0
+FROM daily_counts
+WHERE tenant = $1 AND day = $2 AND user_id = $3
+ORDER BY model COLLATE "C", slot
+ON CONFLICT (tenant, day, user_id, model, slot) DO UPDATE SET messages = n.messages
+"""
+
+# What was used stays counted, as nobody's use.
+FOLD_COUNTS: Final[LiteralString] = """
+WITH gone AS (
+    DELETE FROM daily_counts
+    WHERE tenant = $1 AND day = $2 AND user_id = $3
+    RETURNING model, slot, messages, turns, input_tokens, output_tokens
+)
+INSERT INTO daily_counts AS n
+    (tenant, day, user_id, model, slot, messages, turns, input_tokens, output_tokens)
+SELECT $1, $2, '', model, slot, messages, turns, input_tokens, output_tokens
+FROM gone
+ORDER BY model COLLATE "C", slot
+ON CONFLICT (tenant, day, user_id, model, slot) DO UPDATE
+SET messages = n.messages + EXCLUDED.messages,
+    turns = n.turns + EXCLUDED.turns,
+    input_tokens = n.input_tokens + EXCLUDED.input_tokens,
+    output_tokens = n.output_tokens + EXCLUDED.output_tokens
 """
 
 FOLD_ACTIVE: Final[LiteralString] = """
-WITH RECURSIVE days AS (
-    SELECT min(day) AS day FROM active_sessions WHERE tenant = $1
-    UNION ALL
-    SELECT (SELECT min(a.day) FROM active_sessions a WHERE a.tenant = $1 AND a.day > d.day)
-    FROM days d
-    WHERE d.day IS NOT NULL
-), gone AS (
-    DELETE FROM active_sessions a
-    WHERE a.tenant = $1 AND a.day = ANY(ARRAY(SELECT day FROM days)) AND a.user_id = $2
-    RETURNING a.day, a.model, a.session_key
-), kept AS (
-    INSERT INTO active_sessions (tenant, day, user_id, model, session_key)
-    SELECT $1, day, '', model, session_key
-    FROM gone
-    ORDER BY day, model, session_key
-    ON CONFLICT (tenant, day, user_id, model, session_key) DO NOTHING
+WITH gone AS (
+    DELETE FROM active_sessions
+    WHERE tenant = $1 AND day = $2 AND user_id = $3
+    RETURNING model, session_key
 )
-SELECT count(*) FROM gone
+INSERT INTO active_sessions (tenant, day, user_id, model, session_key)
+SELECT $1, $2, '', model, session_key
+FROM gone
+ORDER BY model COLLATE "C", session_key
+ON CONFLICT (tenant, day, user_id, model, session_key) DO NOTHING
 """
 
 
@@ -110,9 +117,15 @@ class PostgresArchiveErasure:
             erased = await _erase(connection, ref, through)
         return msgspec.structs.replace(erased, sessions=int(stands))
 
+    async def standing(self, ref: SessionRef) -> ArchiveErased:
+        async with self._door.connection() as connection:
+            row = await connection.fetchrow(STANDING, session_key(ref), ref.tenant)
+        if row is None:
+            return ArchiveErased()
+        return ArchiveErased(sessions=1, messages=row["message_count"], records=row["records"])
+
     async def forget_user(self, tenant: str, user_id: str) -> bool:
-        async with self._door.transaction() as connection:
-            return await _fold(connection, tenant, user_id)
+        return await _fold(self._door, tenant, user_id)
 
 
 class PostgresErasure:
@@ -135,7 +148,7 @@ class PostgresErasure:
                 break
         else:
             raise Overloaded("The user goes on talking: a repeated request goes on.")
-        counted = await self._door.settled(lambda it: _fold(it, tenant, user_id))
+        counted = await _fold(self._door, tenant, user_id)
         if not total.sessions and not counted:
             return None
         return Erased(
@@ -181,11 +194,15 @@ async def _erase(connection: Connection, ref: SessionRef, through: MessageId) ->
     return ArchiveErased(sessions=1, messages=messages or 0, records=records)
 
 
-async def _fold(connection: Connection, tenant: str, user_id: str) -> bool:
-    await connection.execute(LOCK_COUNTS, tenant, user_id)
-    counts = await connection.fetchval(FOLD_COUNTS, tenant, user_id)
-    active = await connection.fetchval(FOLD_ACTIVE, tenant, user_id)
-    return counts + active > 0
+async def _fold(door: PostgresDoor, tenant: str, user_id: str) -> bool:
+    """Day by day; whether anything was counted of the user. A repeated call does the rest."""
+    async with door.connection() as connection:
+        rows = await connection.fetch(COUNTED_DAYS, tenant, user_id)
+    for row in rows:
+        async with door.transaction() as connection:
+            for statement in (TAKE_NOBODYS, FOLD_COUNTS, FOLD_ACTIVE):
+                await connection.execute(statement, tenant, row["day"], user_id)
+    return bool(rows)
 
 
 def _sum(one: ArchiveErased, other: ArchiveErased) -> ArchiveErased:

@@ -13,7 +13,7 @@ from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
 from service.adapters.postgres.session_rows import CLAIM_MESSAGES, SessionRow, lock_or_make_session
-from service.adapters.postgres.vectors import vector_of
+from service.adapters.postgres.vectors import vectors_of
 from service.domain.errors import (
     Overloaded,
     PreconditionFailed,
@@ -180,7 +180,7 @@ class _Run:
             [row.role for row in rows],
             [row.body for row in rows],
             self._command.user_id,
-            [vector_of(row.body) for row in rows],
+            await vectors_of(row.body for row in rows),
         )
         said = ((row.id, row.body) for row in rows)
         tenant, user_id = self._command.ref.tenant, self._command.user_id
@@ -213,15 +213,11 @@ class _Run:
         await self._keep(ref, imported, fingerprint)
 
     async def _own(self, row: SessionRow) -> None:
-        """A session that has an owner already: the import named nobody, and is the owner's."""
-        if row.user_id is not None and self._command.user_id is None:
-            await self._connection.execute(
-                CLAIM_MESSAGES,
-                self._key,
-                row.ref.tenant,
-                row.user_id,
-            )
+        """What named nobody, the import or what was said beside it, is the owner's."""
         owner = row.user_id or self._command.user_id or ""
+        ownerless = row.user_id != self._command.user_id
+        if owner and ownerless:
+            await self._connection.execute(CLAIM_MESSAGES, self._key, row.ref.tenant, owner)
         counts = {
             msgspec.structs.replace(place, user_id=owner): counted
             for place, counted in self._counts.items()

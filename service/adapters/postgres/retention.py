@@ -74,10 +74,14 @@ FROM unnest($1::uuid[], $2::bigint[]) AS l (session_key, lock)
 WHERE pg_try_advisory_xact_lock(l.lock)
 """
 
+# In the order in which a flusher locks them. What is said from here on stays in the journal, and so
+# in the hot memory, until this transaction ends.
 STILL_IDLE: Final[LiteralString] = """
 SELECT session_id FROM sessions
 WHERE session_key = ANY($1::uuid[]) AND tenant = $2 AND active_id < $3 AND NOT deleted
   AND message_count = 0
+ORDER BY session_key
+FOR UPDATE
 """
 
 # Under the sessions' locks; what was said since is seen.

@@ -90,7 +90,7 @@ class PostgresSearch:
         self._call_milliseconds = round(call_seconds * 1000)
 
     async def find(self, query: SearchQuery) -> list[FoundMessage]:
-        async with self._door.transaction() as connection:
+        async with self._door.snapshot() as connection:
             await connection.execute(PLAN_EACH)
             rows = await find_rows(connection, query)
         messages = decode_messages([with_id(str(row["id"]), row["body"]) for row in rows])

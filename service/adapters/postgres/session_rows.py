@@ -9,7 +9,7 @@ import msgspec
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection
 from service.adapters.postgres.keys import is_row_of, session_key
-from service.adapters.postgres.vectors import vector_of
+from service.adapters.postgres.vectors import vectors_of
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import role_of
@@ -131,7 +131,7 @@ async def say(
         ids[0],
         ids[-1],
         row.user_id or user_id,
-        [vector_of(body) for body in bodies],
+        await vectors_of(bodies),
         row.ref.session_id,
     )
     counts: dict[Place, Counted] = {}

@@ -7,7 +7,7 @@ from service.adapters.postgres.changes import SessionChange, changes_of
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import is_row_of
-from service.adapters.postgres.vectors import vector_of
+from service.adapters.postgres.vectors import vectors_of
 from service.domain.ids import MessageId
 from service.domain.journal import Batch, Written
 from service.domain.observations import OwnerConflict
@@ -134,16 +134,14 @@ class PostgresArchiveWriter:
     async def write(self, batch: Batch) -> Written:
         changes = changes_of(batch)
         # Made before anything is locked: large messages take their time.
-        vectors = {
-            entry.id: vector_of(entry.body)
-            for change in changes.values()
-            for entry in change.messages
-        }
+        said = [entry for change in changes.values() for entry in change.messages]
+        vectors = await vectors_of(entry.body for entry in said)
+        words = dict(zip((entry.id for entry in said), vectors, strict=True))
         async with self._door.transaction() as connection:
             locked = await self._lock(connection, changes)
             forgotten = await newly_forgotten(connection, changes, locked)
             await _forget(connection, changes)
-            inserted = await _insert(connection, changes, vectors)
+            inserted = await _insert(connection, changes, words)
             await _touch(connection, changes, inserted)
             if claims := [key for key, row in locked.items() if row.claimed]:
                 await connection.execute(CLAIM_MESSAGES, claims)
@@ -200,7 +198,7 @@ async def _forget(connection: Connection, changes: dict[str, SessionChange]) -> 
 
 
 async def _insert(
-    connection: Connection, changes: dict[str, SessionChange], vectors: dict[MessageId, str]
+    connection: Connection, changes: dict[str, SessionChange], words: dict[MessageId, str]
 ) -> dict[str, set[str]]:
     """Ids inserted per session."""
     entries = [(key, entry) for key, change in changes.items() for entry in change.messages]
@@ -213,7 +211,7 @@ async def _insert(
         [entry.role for _, entry in entries],
         [entry.body for _, entry in entries],
         [changes[key].user_id for key, _ in entries],
-        [vectors[entry.id] for _, entry in entries],
+        [words[entry.id] for _, entry in entries],
     )
     inserted: dict[str, set[str]] = {}
     for row in rows:

@@ -8,6 +8,7 @@ from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef
 from service.ports import HotLook
 
+LOOK: Final = Script("look", of_session=True)
 HEAL: Final = Script("heal", of_session=True)
 RESERVE: Final = Script("reserve", of_session=True)
 
@@ -19,13 +20,15 @@ class RedisHealing:
         self._door = door
         self._arguments = arguments
 
-    async def heal(
-        self, ref: SessionRef, *, settled: MessageId, owner: str | None = None
-    ) -> HotLook:
+    async def look(self, ref: SessionRef) -> HotLook:
+        keys = self._arguments.keys.session(ref).listed()
+        now, state = await self._door.run(LOOK, keys, self._arguments.shared(ref))
+        return HotLook(state=self._arguments.state(state), now_milliseconds=now)
+
+    async def heal(self, ref: SessionRef, *, settled: MessageId, owner: str | None = None) -> None:
         keys = self._arguments.keys.session(ref).listed()
         words = [*self._arguments.shared(ref), settled, owner or ""]
-        now, state = await self._door.run(HEAL, keys, words)
-        return HotLook(state=self._arguments.state(state), now_milliseconds=now)
+        await self._door.run(HEAL, keys, words)
 
     async def reserve(
         self, ref: SessionRef, user_id: str, *, settled: MessageId, seconds: float

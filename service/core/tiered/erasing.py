@@ -118,10 +118,7 @@ class _Run:
 
     async def _archived(self, ref: SessionRef) -> ArchiveErased:
         """What stands in the archive of a session."""
-        row = await self._behind.archive.session(ref) if self._behind else None
-        if row is None or row.deleted:
-            return ArchiveErased()
-        return ArchiveErased(sessions=1, messages=row.message_count)
+        return await self._behind.erasure.standing(ref) if self._behind else ArchiveErased()
 
     async def _erase_archived(self, ref: SessionRef, through: MessageId) -> ArchiveErased:
         if self._behind is None:

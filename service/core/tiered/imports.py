@@ -38,11 +38,10 @@ class ArchiveImports(Protocol):
 
 
 class TieredImports:
-    """Imports whose session is made cold before and after.
+    """Imports into sessions that the hot memory may know to be empty, and keep so.
 
-    Before, for an import that died between its commit and its healing; after, for readers that
-    found the session empty meanwhile and keep it so. Times come from the hot memory's clock: all
-    that is accepted beside the import has ids above it.
+    Such a session is made cold where the archive got messages, also of an import that died then.
+    Times come from the hot memory's clock: all that is accepted beside the import has ids above it.
     """
 
     def __init__(self, hot: HotHealing, archive: ArchiveImports, waits: ArchiveWaits) -> None:
@@ -56,6 +55,7 @@ class TieredImports:
         state, latest = look.state, look.now_milliseconds - 1
         # Not below any imported id, and below whatever is accepted from now on.
         settled = max(last_id_before(look.now_milliseconds), state.cleared_through)
+        ended = False
         try:
             async with self._archive.begun(
                 command,
@@ -66,12 +66,15 @@ class TieredImports:
                 held=PreconditionFailed(state.last_id, NOT_EMPTY) if state.held else None,
             ) as run:
                 yield run
+                ended = True
                 if run.done is None and command.user_id is not None:
                     await self._reserve(command.ref, command.user_id, settled)
-        except BaseException:
-            # The commit may have reached the archive, and its answer not us.
-            with contextlib.suppress(HotUnavailable):
-                await asyncio.shield(self._hot.heal(command.ref, settled=settled))
+        except BaseException as error:
+            # The commit may have reached the archive, and its answer not us; or an earlier import's
+            # did before it died.
+            if ended or (isinstance(error, PreconditionFailed) and not state.held):
+                with contextlib.suppress(HotUnavailable):
+                    await asyncio.shield(self._hot.heal(command.ref, settled=settled))
             raise
         await self._hot.heal(command.ref, settled=settled, owner=command.user_id)
 
@@ -85,14 +88,14 @@ class TieredImports:
             raise SessionNotFound
 
     async def _settled(self, command: Import) -> HotLook:
-        """Make the session cold, once the archive has its last clear or deletion.
+        """How the session stands, once the archive has its last clear or deletion.
 
         Raises ArchiveUnavailable where it does not get there in time, SessionNotFound,
         PreconditionFailed.
         """
         settled = ZERO_ID
         for _ in moves():
-            look = await self._hot.heal(command.ref, settled=settled)
+            look = await self._hot.look(command.ref)
             _check(command, look.state)
             if look.state.cleared_through <= settled:
                 return look
