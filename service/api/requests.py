@@ -1,6 +1,7 @@
 """Taking requests apart: strict bodies, ids in paths, idempotency keys, known parameters."""
 
 import hashlib
+import math
 import re
 from datetime import datetime
 from functools import cache
@@ -64,13 +65,19 @@ def decode_body(body: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:
 def _decoded_with_whole_numbers(body: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:
     """To JSON 3.0 is an integer; some clients write integers so."""
     try:
-        return msgspec.convert(_whole_numbers.decode(body), decoder.type)
+        document = _whole_numbers.decode(body)
+    except msgspec.ValidationError as error:
+        raise _not_json("a number is out of range") from error
+    try:
+        return msgspec.convert(document, decoder.type)
     except msgspec.ValidationError as error:
         raise misfit(error) from error
 
 
 def _number(text: str) -> int | float:
     number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("Number out of range")
     whole = number.is_integer() and abs(number) <= EXACT_INTEGER_MAX
     return int(number) if whole else number
 

@@ -31,6 +31,8 @@ from service.ports import Recent, Tokenizers
 
 SUMMARY_TRIGGER: Final = 0.75
 """Share of the room for history beyond which it is time to summarise."""
+SUMMARY_BUDGET_MIN: Final = 80
+"""Budget below which a summary and its frame would leave no room: none is made."""
 SUMMARY_SHARE_MAX: Final = 0.5
 """Share of a budget beyond which a summary, made under a larger one, is not shown."""
 
@@ -160,7 +162,11 @@ def _by_budget(
         tokenizer_known=tokenizer.known,
         reason=_why_over(recent, history, kept, summary),
         beside=fixed.total - fixed.summary + pinned,
-        wants_summary=chosen.strategy == "summary" and unsaid > room * SUMMARY_TRIGGER,
+        wants_summary=(
+            chosen.strategy == "summary"
+            and budget >= SUMMARY_BUDGET_MIN
+            and unsaid > room * SUMMARY_TRIGGER
+        ),
     )
 
 
@@ -177,7 +183,7 @@ def _why_over(
 def _usable(summary: Summary | None, chosen: Plan, tokenizer: Tokenizer) -> Summary | None:
     if summary is None or chosen.strategy != "summary" or chosen.max_tokens is None:
         return None
-    tokens = text_tokens(tokenizer, summary_text(summary))
+    tokens = text_tokens(tokenizer, summary.text)
     return summary if tokens <= chosen.max_tokens * SUMMARY_SHARE_MAX else None
 
 

@@ -82,8 +82,6 @@ class Recall:
         """Raises SessionNotFound, and InvalidValue for a limit out of range."""
         check_session(ref)
         check_limit(query.limit)
-        if query.before is not None and query.after is not None and query.before <= query.after:
-            return MessagesPage(items=(), next_cursor=None)
         # One more than asked for tells whether another page follows.
         more = msgspec.structs.replace(query, limit=query.limit + 1)
         messages = await self._transcripts.page(ref, more)

@@ -160,7 +160,8 @@ class Summarizer:
         end = _kept_from([*recent.pinned, *recent.messages], keep, tokenizer)
         old = recent.summary
         messages = await self._next_messages(ref, old.through_id if old else None, end, tokenizer)
-        if not messages:
+        if all(message.role in PINNED_ROLES for message in messages):
+            # Those are shown whole, whatever is summarised.
             return None
 
         text = await self._ask(old, messages, tokens_max, tokenizer)
@@ -189,8 +190,8 @@ class Summarizer:
                 if taken and used > self._settings.input_tokens_max and whole:
                     return taken[:whole]
                 taken.append(message)
-                if message.role == "user":
-                    # Who speaks again waits for no result: an unanswered call must not stop it.
+                if message.role != "tool":
+                    # Results follow their call: one without them must not stop the summary.
                     waiting.clear()
                 waiting |= {str(call.get("id")) for call in message.tool_calls or ()}
                 waiting.discard(message.tool_call_id)

@@ -199,3 +199,24 @@ async def test_counts_come_back_with_the_messages(memory):
     await memory.flush()
     [message] = await memory.store.transcripts.page(ref(), PageQuery(limit=1))
     assert msgspec.structs.asdict(message)["token_count"] == TOKENS
+
+
+async def begun_with(memory: Kept, options: ContextOptions) -> list[object]:
+    begun = await memory.store.turns.begin(begin(options))
+    assert isinstance(begun, Begun)
+    history = begun.history
+    return [message.content for message in (*history.pinned, *history.messages)]
+
+
+async def test_a_session_with_very_many_instructions_shows_the_newest_of_them(memory):
+    await memory.store.sessions.create(Create(ref=ref()))
+    for start in range(0, 1002, 334):
+        await append(memory, *(f"rule {n}" for n in range(start, start + 334)), role="system")
+    await append(memory, *(str(n) for n in range(60)))
+    recent = await memory.store.transcripts.recent(ref(), Need(last=50))
+    shown = [message.content for message in (*recent.pinned, *recent.messages)]
+    assert shown == await begun_with(memory, ContextOptions(last=50))
+    rules = [one for one in shown if str(one).startswith("rule")]
+    assert rules == [f"rule {n}" for n in range(1002)][-len(rules) :]
+    assert len(rules) >= 1000
+    assert shown[len(rules) :] == [str(n) for n in range(10, 60)]

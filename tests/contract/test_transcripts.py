@@ -15,7 +15,7 @@ from service.domain.errors import (
 from service.domain.messages import Content, MessageBody, Role, encode_body
 from service.domain.sessions import SessionDocument
 from service.ports import Append, Create, Once, PageQuery
-from tests.support.stores import Kept, ref, said
+from tests.support.stores import Kept, recall_of, ref, said
 
 
 async def append(memory: Kept, *texts: str, session="s", user=None, once=None, role: Role = "user"):
@@ -337,3 +337,14 @@ async def test_the_archive_alone_can_be_asked_where_there_is_one(memory):
     assert [message.content for message in recent.messages] == archived
     with pytest.raises(SessionNotFound):
         await contents(memory, "nobody", archive_only=True)
+
+
+async def test_an_empty_range_of_an_unknown_session_is_of_an_unknown_session(memory):
+    [one] = (await append(memory, "a")).ids
+    recall = recall_of(memory.store)
+    query = PageQuery(limit=5, before=one, after=one)
+    assert (await recall.page(ref(), query)).items == ()
+    await memory.flush()
+    assert (await recall.page(ref(), query)).items == ()
+    with pytest.raises(SessionNotFound):
+        await recall.page(ref("nobody"), query)

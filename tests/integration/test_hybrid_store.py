@@ -899,3 +899,44 @@ async def test_a_late_batch_from_before_a_deletion_gives_no_message_away(setting
         await ownership.give_up()
     rows = await archive.fetch("SELECT user_id FROM messages")
     assert [row["user_id"] for row in rows] == [None]
+
+
+async def test_a_session_that_is_said_more_in_is_read_beyond_its_tail(hybrid, monkeypatch):
+    for start in range(0, 60, 10):
+        await append(hybrid, *(str(n) for n in range(start, start + 10)))
+        await hybrid.flush()
+    transcripts: Any = hybrid.store.transcripts
+    fill, said_more = transcripts._hot.fill, 0
+
+    async def overtaken(filling: Any) -> Any:
+        nonlocal said_more
+        said_more += 1
+        await append(hybrid, f"more {said_more}")
+        return await fill(filling)
+
+    monkeypatch.setattr(transcripts._hot, "fill", overtaken)
+    for need in (Need(), Need(last=50), Need(tokens=10_000)):
+        recent = await transcripts.recent(ref(), need)
+        texts = [message.content for message in recent.messages]
+        spoken = [text for text in texts if not str(text).startswith("more")]
+        assert spoken == [str(n) for n in range(60)][-len(spoken) :]
+        assert len(texts) >= (need.last or 60)
+    assert said_more == 3
+
+
+async def test_a_session_that_is_cleared_meanwhile_is_read_again(hybrid, monkeypatch):
+    for start in range(0, 60, 10):
+        await append(hybrid, *(str(n) for n in range(start, start + 10)))
+        await hybrid.flush()
+    transcripts: Any = hybrid.store.transcripts
+    fill = transcripts._hot.fill
+
+    async def overtaken(filling: Any) -> Any:
+        monkeypatch.setattr(transcripts._hot, "fill", fill)
+        await transcripts.clear(ref())
+        await append(hybrid, "new")
+        return await fill(filling)
+
+    monkeypatch.setattr(transcripts._hot, "fill", overtaken)
+    recent = await transcripts.recent(ref(), Need())
+    assert [message.content for message in recent.messages] == ["new"]

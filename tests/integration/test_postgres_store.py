@@ -551,3 +551,24 @@ async def test_of_concurrent_begins_one_has_the_session(store):
     assert sum(isinstance(result, Begun) for result in results) == 1
     assert sum(isinstance(result, SessionBusy) for result in results) == 9
     assert await store.contents() == ["question"]
+
+
+async def test_work_whose_time_is_over_is_not_repeated_though_its_connection_is_lost(database_url):
+    """The loss then stands in the place of the cancellation."""
+    limits = ArchiveLimits(call_seconds=0.2)
+    door = PostgresDoor(database_url, limits, name="test", observer=Observations())
+    runs = 0
+
+    async def work(_: Any) -> None:
+        nonlocal runs
+        runs += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionResetError from None
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ArchiveUnavailable):
+            await door.settled(work)
+    assert runs == 1
+    await door.close()

@@ -18,13 +18,13 @@ from service.bootstrap.connections import session_arguments
 from service.bootstrap.retention import run_retention
 from service.core import retaining
 from service.core.retaining import Retaining
-from service.domain.context import Need
+from service.domain.context import ContextOptions, Need
 from service.domain.errors import HotUnavailable, SessionNotFound
-from service.domain.ids import HIGHEST_ID, ZERO_ID, message_id, next_id
+from service.domain.ids import HIGHEST_ID, ZERO_ID, TurnId, message_id, next_id
 from service.domain.messages import Role
 from service.domain.sessions import SessionDocument
 from service.domain.summaries import Summary
-from service.ports import Append, Create, PageQuery
+from service.ports import Append, Begin, Begun, Create, PageQuery
 from service.settings import Settings
 from tests.support.stores import Recorder, kept, ref, said
 
@@ -70,7 +70,7 @@ async def sql(database_url):
     await connection.close()
 
 
-async def append(memory, session, *contents, role: Role = "user", user="ada"):
+async def append(memory, session, *contents, role: Role = "user", user: str | None = "ada"):
     command = Append(
         ref=ref(session), bodies=tuple(said(content, role) for content in contents), user_id=user
     )
@@ -323,3 +323,29 @@ def test_the_command_fails_where_redis_is_away(monkeypatch, capsys):
     monkeypatch.setenv("RETENTION_DAYS", "1")
     assert main(["retain"]) == 1
     assert capsys.readouterr().err.startswith("chat-memory: ")
+
+
+async def test_instructions_outlive_what_was_said_before_them(memory, retention):
+    """Though the hot copy, which is appended to alone, does not know them apart."""
+    old = await append(memory, "s", "old", "old", user=None)
+    await append(memory, "s", "RULE", role="system", user=None)
+    await append(memory, "s", *(f"u{n}" for n in range(10)), user=None)
+    await memory.flush()
+    await memory.store.sessions.get(ref("s"))
+    await retention(memory).run(old[1])
+    recent = await memory.store.transcripts.recent(ref("s"), Need(last=5))
+    shown = [message.content for message in (*recent.pinned, *recent.messages)]
+    assert shown == ["RULE", *(f"u{n}" for n in range(5, 10))]
+    command = Begin(
+        ref=ref("s"),
+        turn_id=TurnId("t"),
+        body=said("new"),
+        options=ContextOptions(last=5),
+        user_id=None,
+        once=None,
+        lease_token="t",
+    )
+    begun = await memory.store.turns.begin(command)
+    assert isinstance(begun, Begun)
+    history = begun.history
+    assert [message.content for message in (*history.pinned, *history.messages)] == shown

@@ -24,6 +24,7 @@ class SummarizingModel(ScriptedModel):
         super().__init__()
         self.summaries: list[Prompt] = []
         self.summaries_fail = False
+        self.summary: str | None = None
 
     async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
         if prompt.messages[0]["content"] != INSTRUCTIONS:
@@ -31,7 +32,7 @@ class SummarizingModel(ScriptedModel):
         self.summaries.append(prompt)
         if self.summaries_fail:
             raise ModelError("no")
-        return answer_of(f"summary {len(self.summaries)}")
+        return answer_of(self.summary or f"summary {len(self.summaries)}")
 
 
 @pytest.fixture
@@ -277,3 +278,56 @@ async def test_a_summary_that_fails_again_and_again_is_given_up(api, model):
         turn = await api.http.post(CHAT, json={"message": "hi"})
         assert turn.status_code == 200
     assert len(model.summaries) == ATTEMPTS_MAX
+
+
+async def test_instructions_alone_are_not_summarised(api, model):
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 4000}}
+    await api.http.post("/v1/sessions", json=session)
+    said = (("system", "Answer in rhymes."), ("user", "hello " * 45), ("assistant", "hi"))
+    await append(api, *said)
+    asked = {"message": "hi", "context": {"max_tokens": 80}}
+    assert (await api.http.post(CHAT, json=asked)).status_code == 200
+    # One that has something to say shows that the worker has been through with the other.
+    other = {"id": "t", "context": {"strategy": "summary", "max_tokens": 200}}
+    await api.http.post("/v1/sessions", json=other)
+    for _ in range(8):
+        await api.http.post("/v1/sessions/t/chat", json={"message": "hello " * 20})
+    await eventually(lambda: bool(model.summaries), within_seconds=5)
+    assert all("user:" in prompt.messages[1]["content"] for prompt in model.summaries)
+    assert (await context(api))["summary"] is None
+
+
+async def test_a_call_that_nobody_answers_or_speaks_after_does_not_stop_the_summary(api, model):
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 200}}
+    await api.http.post("/v1/sessions", json=session)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "hello " * 15},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        *({"role": "assistant", "content": "hello " * 15} for _ in range(30)),
+    ]
+    sent = await api.http.post("/v1/sessions/s/messages", json={"messages": messages})
+    ids = [message["id"] for message in sent.json()["messages"]]
+
+    async def through():
+        summary = (await context(api))["summary"]
+        return summary and summary["through_id"] > ids[10]
+
+    await eventually(through, within_seconds=5)
+
+
+@pytest.mark.parametrize(("budget", "made"), [(16, False), (79, False), (80, True), (160, True)])
+async def test_a_summary_is_made_only_where_it_can_be_shown(model, api, budget, made):
+    model.summary = "x " * 20
+    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": budget}}
+    await api.http.post("/v1/sessions", json=session)
+    await append(api, *(("user", "hello " * 15) for _ in range(20)))
+
+    async def shown() -> bool:
+        return (await context(api))["summary"] is not None
+
+    if made:
+        await eventually(shown, within_seconds=5)
+    else:
+        assert not await shown()
+        assert model.summaries == []

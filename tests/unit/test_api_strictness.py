@@ -107,3 +107,11 @@ async def test_the_document_tells_limits_headers_and_the_merge_patch(api):
     assert schemas["SessionPatchBody"]["properties"]["ttl_seconds"]["minimum"] == 60
     ready = document["paths"]["/health/ready"]["get"]["responses"]
     assert set(ready["503"]["content"]) == {"application/json"}
+
+
+@pytest.mark.parametrize(("seconds", "field"), [("60.0", "body"), ("60", "metadata[...]")])
+async def test_a_number_too_large_is_refused_whatever_stands_beside_it(api, seconds, field):
+    body = f'{{"id": "q", "ttl_seconds": {seconds}, "metadata": {{"a": 1e999}}}}'
+    headers = {"content-type": "application/json"}
+    response = await api.http.post("/v1/sessions", content=body, headers=headers)
+    refused(response, 400, "invalid_request", field)

@@ -111,6 +111,8 @@ class PostgresDoor:
             self._pool.terminate()
 
     async def _until_settled(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        # Its own look at the time: a cancellation that a lost connection replaces ends no loop.
+        deadline = time.monotonic() + self._limits.call_seconds
         in_doubt = False
         while True:
             try:
@@ -120,7 +122,8 @@ class PostgresDoor:
                         return await work(connection)
             except ArchiveUnavailable as error:
                 # A server that cannot be reached in the first place has not done anything.
-                if not (in_doubt and _is_loss(error.__cause__)):
+                late = time.monotonic() >= deadline
+                if late or not (in_doubt and _is_loss(error.__cause__)):
                     raise
             await asyncio.sleep(REPEAT_PAUSE_SECONDS)
 

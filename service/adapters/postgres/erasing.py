@@ -48,14 +48,12 @@ WITH RECURSIVE days AS (
     FROM days d
     WHERE d.day IS NOT NULL
 )
-SELECT d.day
-FROM days d
-WHERE EXISTS (
-    SELECT 1 FROM daily_counts c WHERE c.tenant = $1 AND c.day = d.day AND c.user_id = $2
-) OR EXISTS (
-    SELECT 1 FROM active_sessions a WHERE a.tenant = $1 AND a.day = d.day AND a.user_id = $2
-)
-ORDER BY d.day
+SELECT day FROM daily_counts
+WHERE tenant = $1 AND day = ANY(ARRAY(SELECT day FROM days)) AND user_id = $2
+UNION
+SELECT day FROM active_sessions
+WHERE tenant = $1 AND day = ANY(ARRAY(SELECT day FROM days)) AND user_id = $2
+ORDER BY day
 """
 
 # A flusher takes a day's rows in the order of their users, nobody's first. Taking nobody's first

@@ -9,7 +9,7 @@ import msgspec
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection
 from service.adapters.postgres.keys import is_row_of, session_key
-from service.adapters.postgres.vectors import vectors_of
+from service.adapters.postgres.vectors import Worded
 from service.domain.errors import SessionNotFound
 from service.domain.ids import ZERO_ID, MessageId, next_id
 from service.domain.messages import role_of
@@ -113,13 +113,13 @@ def existing(row: SessionRow | None) -> SessionRow:
 async def say(
     connection: Connection,
     row: SessionRow,
-    bodies: Sequence[bytes],
+    messages: Sequence[Worded],
     milliseconds: int,
     *,
     user_id: str | None = None,
 ) -> tuple[MessageId, ...]:
     """Store messages at the end of the session, whose owner was checked before."""
-    ids = row.next_ids(len(bodies), milliseconds)
+    ids, bodies = row.next_ids(len(messages), milliseconds), [one.body for one in messages]
     await claim_messages(connection, row, user_id)
     await connection.execute(
         SAY,
@@ -131,7 +131,7 @@ async def say(
         ids[0],
         ids[-1],
         row.user_id or user_id,
-        await vectors_of(bodies),
+        [one.words for one in messages],
         row.ref.session_id,
     )
     counts: dict[Place, Counted] = {}

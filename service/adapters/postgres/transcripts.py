@@ -1,5 +1,6 @@
 """Messages where PostgreSQL holds everything."""
 
+from collections.abc import Sequence
 from typing import Final, LiteralString
 
 from msgspec import UNSET
@@ -20,6 +21,7 @@ from service.adapters.postgres.session_rows import (
     lock_session,
     say,
 )
+from service.adapters.postgres.vectors import Worded, worded
 from service.domain.context import BUFFER_MESSAGES_MAX, TOKENS_PAGE, Need
 from service.domain.errors import ContextTooLarge, PreconditionFailed, SessionNotFound
 from service.domain.ids import HIGHEST_ID, MessageId
@@ -68,7 +70,8 @@ class PostgresTranscripts:
             if once is None
             else keyed_call(command.ref, once, self._once_seconds)
         )
-        appended = await self._door.settled(lambda it: self._append(it, command, call))
+        said = await worded(command.bodies)
+        appended = await self._door.settled(lambda it: self._append(it, command, said, call))
         self._observer.observe(
             MessagesAppended(
                 count=len(appended.ids), durability=appended.durability, replayed=appended.replayed
@@ -111,7 +114,9 @@ class PostgresTranscripts:
         call = own_call(ref)
         await self._door.settled(lambda it: self._clear(it, call))
 
-    async def _append(self, connection: Connection, command: Append, call: Call) -> Appended:
+    async def _append(
+        self, connection: Connection, command: Append, said: Sequence[Worded], call: Call
+    ) -> Appended:
         row = await lock_or_make_session(connection, command.ref)
         record = await find_record(connection, call)
         if record is not None:
@@ -124,7 +129,7 @@ class PostgresTranscripts:
         ids = await say(
             connection,
             row,
-            command.bodies,
+            said,
             self._clock.milliseconds(),
             user_id=command.user_id,
         )

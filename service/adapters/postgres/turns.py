@@ -1,6 +1,7 @@
 """Turns where PostgreSQL holds everything: a lease is a row, no connection waits for the model."""
 
 import math
+from collections.abc import Sequence
 from typing import Final, Literal, LiteralString
 
 import msgspec
@@ -24,6 +25,7 @@ from service.adapters.postgres.session_rows import (
     say,
 )
 from service.adapters.postgres.transcripts import read_newest
+from service.adapters.postgres.vectors import Worded, worded
 from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef, decode_document
@@ -105,7 +107,8 @@ class PostgresTurns:
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         call = self._call(command.ref, command.once, command.lease_token)
-        return await self._door.settled(lambda it: self._begin(it, command, call))
+        said = await worded([command.body])
+        return await self._door.settled(lambda it: self._begin(it, command, said, call))
 
     async def renew(self, ref: SessionRef, lease_token: str) -> bool:
         async with self._door.connection() as connection:
@@ -120,7 +123,9 @@ class PostgresTurns:
     async def fail(self, command: Finish) -> None:
         await self._ended(command, "failed")
 
-    async def _begin(self, connection: Connection, command: Begin, call: Call) -> Begun | Replayed:
+    async def _begin(
+        self, connection: Connection, command: Begin, said: Sequence[Worded], call: Call
+    ) -> Begun | Replayed:
         row = await lock_or_make_session(connection, command.ref)
         record = await find_record(connection, call)
         if record is not None and record.state == "done":
@@ -134,8 +139,7 @@ class PostgresTurns:
         history = await _history(connection, command, row, before=taken_up)
         if taken_up is None:
             now = self._clock.milliseconds()
-            bodies = [command.body]
-            [message_id] = await say(connection, row, bodies, now, user_id=command.user_id)
+            [message_id] = await say(connection, row, said, now, user_id=command.user_id)
         else:
             message_id = taken_up
             await _claim(connection, row, command.user_id)
@@ -158,10 +162,16 @@ class PostgresTurns:
 
     async def _ended(self, command: Finish, state: CallState) -> Finished:
         call = self._call(command.ref, command.once, command.lease_token)
-        return await self._door.settled(lambda it: self._end(it, command, call, state))
+        said = await worded([] if command.body is None else [command.body])
+        return await self._door.settled(lambda it: self._end(it, command, said, call, state))
 
     async def _end(
-        self, connection: Connection, command: Finish, call: Call, state: CallState
+        self,
+        connection: Connection,
+        command: Finish,
+        said: Sequence[Worded],
+        call: Call,
+        state: CallState,
     ) -> Finished:
         row = await lock_session(connection, command.ref)
         record = await find_record(connection, call)
@@ -173,8 +183,8 @@ class PostgresTurns:
         if row is None or not await connection.fetchval(FREE_LEASE, *place, token):
             return Finished(message_id=None, outcome=_why_not(row, record))
         answer_id: MessageId | None = None
-        if command.body is not None:
-            [answer_id] = await say(connection, row, [command.body], self._clock.milliseconds())
+        if said:
+            [answer_id] = await say(connection, row, said, self._clock.milliseconds())
         await connection.execute(
             END_RECORD,
             *place,

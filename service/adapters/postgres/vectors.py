@@ -13,6 +13,19 @@ BYTES_PER_STEP: Final = 20_000
 """Of texts whose words are found before others get their turn: some ten milliseconds."""
 
 
+class Worded(msgspec.Struct, frozen=True):
+    """An encoded body and the text of its tsvector."""
+
+    body: bytes
+    words: str
+
+
+async def worded(bodies: Iterable[bytes]) -> list[Worded]:
+    """To be made before a transaction: it may take longer than one should."""
+    bodies = list(bodies)
+    return [Worded(*pair) for pair in zip(bodies, await vectors_of(bodies), strict=True)]
+
+
 async def vectors_of(bodies: Iterable[bytes]) -> list[str]:
     """As ``vector_of``, in order and in steps."""
     vectors: list[str] = []

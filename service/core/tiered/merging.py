@@ -6,7 +6,7 @@ import msgspec
 
 from service.domain.context import Need
 from service.domain.ids import ZERO_ID
-from service.domain.messages import Message, decode_messages, newest, tokens_in
+from service.domain.messages import Message, decode_messages, is_pinned, newest, tokens_in
 from service.domain.sessions import decode_document
 from service.domain.summaries import decode_summary
 from service.ports import HotState, Recent
@@ -26,7 +26,9 @@ def covers(state: HotState, need: Need) -> bool:
 
 
 def hot_recent(state: HotState, need: Need) -> Recent:
-    recent = merged_recent(state, [], decode_messages(state.pinned), need)
+    # Where they are not known apart, the whole session is in the tail, and so are they.
+    pinned = state.pinned if state.pinned_complete else tuple(filter(is_pinned, state.messages))
+    recent = merged_recent(state, [], decode_messages(pinned), need)
     if state.floor != ZERO_ID:
         return recent
     return msgspec.structs.replace(recent, message_count=state.held)

@@ -150,7 +150,16 @@ class Warming:
             summary=session.summary if session and not state.known else b"",
         )
         ttl = filled.ttl if filled else state.ttl
-        return msgspec.structs.replace(recent, exists=True, ttl=ttl), filled is not None
+        still = filled is not None or await self._only_said_more(ref, state)
+        return msgspec.structs.replace(recent, exists=True, ttl=ttl), still
+
+    async def _only_said_more(self, ref: SessionRef, seen: HotState) -> bool:
+        """Whether what was read holds, though it could not be filled.
+
+        Messages that came since are after it; a clear or a loss is told by the other two.
+        """
+        now = await self._hot.read(ref, last=0)
+        return (now.epoch, now.cleared_through) == (seen.epoch, seen.cleared_through)
 
     async def _older(
         self, ref: SessionRef, state: HotState, last: int | None

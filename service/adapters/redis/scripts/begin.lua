@@ -58,8 +58,8 @@ local taken_up = record.message and head.known and head.exists
   and record.message > (head.cleared or ZERO) and record.message >= (head.born or ZERO)
 local span = (taken_up or not head.pinned or need == -2) and -1 or need
 local tail = span == -1 and redis.call('LRANGE', TAIL, 0, -1) or nil
-local complete = head.known and head.pinned and (head.floor == ZERO
-  or (head.floor and not taken_up and ((need == -2 and fills_budget(tail))
+local complete = head.known and (head.floor == ZERO
+  or (head.pinned and head.floor and not taken_up and ((need == -2 and fills_budget(tail))
     or (need >= 0 and tonumber(head.held) >= need + tonumber(head.pinned)))))
 if owner == 'cold' or not head.known then return { 'cold', state(span, tail) } end
 if budget ~= '' and tonumber(ARGV[18]) > tonumber(budget) then return { 'over', budget } end
