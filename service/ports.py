@@ -24,7 +24,7 @@ from service.domain.sessions import Session, SessionDocument, SessionRef
 from service.domain.statistics import By, Item
 from service.domain.summaries import Summary
 from service.domain.tokens import Tokenizer
-from service.domain.turns import Answer, Prompt
+from service.domain.turns import Answer, Delta, Prompt
 from service.domain.words import WordQuery
 
 Wanted = Literal["journaled", "fsynced", "archived"]
@@ -870,6 +870,18 @@ class Model(Protocol):
         """Ask the model once, within the time, retries included.
 
         Raises ModelError, ModelUnavailable, ModelTimeout, ContextTooLarge.
+        """
+        ...
+
+
+class StreamingModel(Model, Protocol):
+    """A model that tells its answer piece by piece too."""
+
+    def stream(self, prompt: Prompt, *, deadline_seconds: float) -> AsyncGenerator[Delta | Answer]:
+        """Deltas as they come, and last of all the whole answer.
+
+        Errors as of ``answer``. Attempts are repeated only before the first delta; an error after
+        it means that what was told is all there is.
         """
         ...
 

@@ -53,6 +53,16 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     temperature: float | None = None
     max_output_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of an answer, as it came: text, or parts of tool calls in their wire form."""
+
+    text: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
