@@ -337,6 +337,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """The turn is ours: its user message is stored and the session's lease is taken."""
 
     user_message_id: MessageId
+    turn_id: TurnId
+    """That of its first run, where it is taken up again."""
     history: Recent
     """What was there before the user's message."""
 
@@ -368,6 +370,20 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     In both cases nothing was written."""
 
 
+LeaseState = Literal["held", "cancelled", "lost"]
+"""Cancelled: held, and somebody asks the turn to end."""
+
+
+class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a turn stands. An ended one has its result, and the id that its answer got."""
+
+    state: Literal["running", "ended", "cancelled", "interrupted"]
+    """Cancelled: by a clear. Interrupted: its process died, or lost the session."""
+    user_message_id: MessageId
+    result: bytes = b""
+    message_id: MessageId | None = None
+
+
 class Turns(Protocol):
     """One turn at a time per session, held by a lease that a dead process loses."""
 
@@ -381,8 +397,8 @@ class Turns(Protocol):
         """
         ...
 
-    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
-        """Keep the lease; False when it is no longer ours."""
+    async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
+        """Keep the lease, if it is still ours."""
         ...
 
     async def finish(self, command: Finish) -> Finished:
@@ -391,6 +407,12 @@ class Turns(Protocol):
 
     async def fail(self, command: Finish) -> None:
         """Free the lease; the user's message stays and a repeated key runs the turn again."""
+        ...
+
+    async def find(
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+    ) -> TurnRecord | None:
+        """How a turn stands; a running one is asked to end where so wanted. None: not known."""
         ...
 
 
@@ -658,6 +680,7 @@ class HotBegun(msgspec.Struct, frozen=True, kw_only=True):
     """The turn is ours; ``state`` is how the session stood before its message."""
 
     user_message_id: MessageId
+    turn_id: TurnId
     state: HotState
 
 
@@ -669,7 +692,10 @@ class HotTurns(Protocol):
         """
         ...
 
-    async def renew(self, ref: SessionRef, lease_token: str) -> bool: ...
+    async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState: ...
+    async def find(
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+    ) -> TurnRecord | None: ...
     async def finish(self, command: Finish) -> Finished: ...
     async def fail(self, command: Finish) -> None: ...
 

@@ -174,7 +174,7 @@ class Chat:
         while True:
             await asyncio.sleep(self._settings.lease_seconds / RENEWALS_PER_LEASE)
             try:
-                if not await self._turns.renew(running.request.ref, running.lease_token):
+                if await self._turns.renew(running.request.ref, running.lease_token) == "lost":
                     return
             except ChatMemoryError:
                 continue

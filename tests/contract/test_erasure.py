@@ -152,7 +152,7 @@ async def test_a_running_turn_is_cancelled_and_says_nothing(memory, key):
     await chat(memory, "s", "ada", once=key, finishes=False)
     await erase(memory)
 
-    assert not await memory.store.turns.renew(ref("s"), "t")
+    assert await memory.store.turns.renew(ref("s"), "t") == "lost"
     finished = await end(memory, "s", once=key)
     assert (finished.outcome, finished.message_id) == ("cancelled", None)
     with pytest.raises(SessionNotFound):

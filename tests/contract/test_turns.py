@@ -1,6 +1,7 @@
 """Turns: what every store promises of their begin and their end."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,18 @@ from service.domain.errors import (
 from service.domain.ids import TurnId
 from service.domain.messages import Content
 from service.domain.sessions import SessionDocument
-from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, Replayed, Wanted
+from service.ports import (
+    Append,
+    Begin,
+    Begun,
+    Create,
+    Finish,
+    Once,
+    PageQuery,
+    Replayed,
+    TurnRecord,
+    Wanted,
+)
 from tests.support.polling import eventually
 from tests.support.stores import Kept, ref, said, showing
 
@@ -239,11 +251,11 @@ async def test_a_renewed_lease_lasts(memory):
     await memory.store.turns.begin(begin())
     for _ in range(8):
         await asyncio.sleep(0.2)  # The lease is 1 s: what is tested is the passing of time.
-        assert await memory.store.turns.renew(ref(), "t1")
+        assert await memory.store.turns.renew(ref(), "t1") == "held"
 
     with pytest.raises(SessionBusy):
         await memory.store.turns.begin(begin(token="t2"))
-    assert not await memory.store.turns.renew(ref(), "t2")
+    assert await memory.store.turns.renew(ref(), "t2") == "lost"
 
 
 @pytest.mark.parametrize("how", ["clear", "delete"])
@@ -271,3 +283,89 @@ async def test_finishing_twice_is_finishing_once(memory):
 
     assert second == first
     assert await contents(memory) == ["hi", "hello"]
+
+
+async def found(memory: Kept, turn_id: str = "turn-t1", *, cancel: bool = False) -> Any:
+    return await memory.store.turns.find(ref(), TurnId(turn_id), cancel=cancel)
+
+
+async def test_a_turn_is_found_by_its_id_while_it_runs_and_after(memory):
+    assert await found(memory) is None
+    begun = await memory.store.turns.begin(begin(once=ONCE))
+    assert isinstance(begun, Begun)
+    running = TurnRecord(state="running", user_message_id=begun.user_message_id)
+    assert await found(memory) == running
+    assert await found(memory, "turn-t2") is None
+    finished = await memory.store.turns.finish(finish(once=ONCE))
+    ended = TurnRecord(
+        state="ended",
+        user_message_id=begun.user_message_id,
+        result=b'{"r":1}',
+        message_id=finished.message_id,
+    )
+    await memory.flush()
+    assert await found(memory) == ended
+    other = msgspec.structs.replace(begin(), ref=ref("other"), turn_id=TurnId("turn-o"))
+    await memory.store.turns.begin(other)
+    assert await found(memory, "turn-o") is None
+
+
+async def test_a_turn_that_is_asked_to_end_is_told_at_its_next_renewal(memory):
+    assert await found(memory, cancel=True) is None
+    await memory.store.turns.begin(begin())
+    assert await memory.store.turns.renew(ref(), "t1") == "held"
+    asked = await found(memory, cancel=True)
+    assert asked is not None
+    assert asked.state == "running"
+    for _ in range(2):
+        assert await memory.store.turns.renew(ref(), "t1") == "cancelled"
+    await memory.store.turns.finish(finish("so far"))
+    assert (await found(memory, cancel=True)).state == "ended"
+    # The next turn is another one.
+    await memory.store.turns.begin(begin(token="t2"))
+    assert await memory.store.turns.renew(ref(), "t2") == "held"
+
+
+async def test_a_failed_turn_is_found_with_its_end_and_keeps_its_id(memory):
+    first = await memory.store.turns.begin(begin(once=ONCE))
+    await memory.store.turns.fail(finish(None, once=ONCE, result=b"failed"))
+    failed = await found(memory)
+    assert (failed.state, failed.result, failed.message_id) == ("ended", b"failed", None)
+    again = await memory.store.turns.begin(begin(token="t2", once=ONCE))
+    assert isinstance(again, Begun)
+    assert (again.turn_id, again.user_message_id) == ("turn-t1", first.user_message_id)
+    assert await found(memory, "turn-t2") is None
+    assert (await found(memory)).state == "running"
+    await memory.store.turns.finish(finish("yes", token="t2", once=ONCE, result=b"done"))
+    assert (await found(memory)).result == b"done"
+
+
+async def test_a_turn_whose_lease_ended_is_interrupted_for_good(memory):
+    begun = await memory.store.turns.begin(begin(once=ONCE))
+    assert isinstance(begun, Begun)
+
+    async def interrupted() -> bool:
+        return (await found(memory)).state == "interrupted"
+
+    await eventually(interrupted, within_seconds=5)
+    assert await memory.store.turns.renew(ref(), "t1") == "lost"
+    assert (await memory.store.turns.finish(finish(once=ONCE))).outcome == "lost"
+    assert await interrupted()
+    again = await memory.store.turns.begin(begin(token="t2", once=ONCE))
+    assert isinstance(again, Begun)
+    assert again.user_message_id == begun.user_message_id
+    assert await contents(memory) == ["hi"]
+
+
+async def test_a_clear_cancels_a_turn_and_a_deletion_forgets_it(memory):
+    await memory.store.turns.begin(begin())
+    await memory.store.transcripts.clear(ref())
+    assert (await found(memory)).state == "cancelled"
+    await memory.store.turns.begin(begin(token="t2"))
+    await memory.store.turns.finish(finish(token="t2"))
+    await memory.store.sessions.delete(ref())
+    assert await found(memory, "turn-t2") is None
+    await memory.flush()
+    await append(memory, "new")
+    assert await found(memory, "turn-t2") is None
+    assert await found(memory) is None

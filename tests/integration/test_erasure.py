@@ -244,7 +244,7 @@ async def test_no_byte_of_an_erased_user_is_left(hybrid, redis, sql, cold):
             await erase(hybrid)
     finished = await end(hybrid, f"{ADA}-unflushed", promise=once("running", "chat"), token="t3")
     assert finished.outcome == "cancelled"
-    assert not await hybrid.store.turns.renew(ref(f"{ADA}-unflushed"), "t3")
+    assert await hybrid.store.turns.renew(ref(f"{ADA}-unflushed"), "t3") == "lost"
     await hybrid.flush()
     await assert_nothing_of(ADA, redis, sql)
 

@@ -514,7 +514,7 @@ async def test_the_session_is_busy_until_the_lease_of_a_dead_owner_ends(store):
     await end_lease(store)
     second = await begun(store, begin(once=once(), token="second"))
     assert second.user_message_id == first.user_message_id
-    assert not await store.turns.renew(REF, "token")
+    assert await store.turns.renew(REF, "token") == "lost"
     assert (await store.turns.finish(finish(once=once()))).outcome == "lost"
     stored = await store.turns.finish(finish(token="second", once=once()))
     assert stored.outcome == "stored"
@@ -525,7 +525,7 @@ async def test_the_session_is_busy_until_the_lease_of_a_dead_owner_ends(store):
 async def test_an_expired_lease_that_nobody_took_is_still_its_owners(store):
     await begun(store, begin())
     await end_lease(store)
-    assert await store.turns.renew(REF, "token")
+    assert await store.turns.renew(REF, "token") == "held"
     await end_lease(store)
     assert (await store.turns.finish(finish())).outcome == "stored"
     assert await store.contents() == ["question", "answer"]
@@ -535,7 +535,7 @@ async def test_an_expired_lease_that_nobody_took_is_still_its_owners(store):
 async def test_a_turn_whose_session_was_emptied_is_cancelled_and_its_repeat_asks_anew(store, how):
     first = await begun(store, begin(once=once()))
     await (store.transcripts.clear(REF) if how == "clear" else store.sessions.delete(REF))
-    assert not await store.turns.renew(REF, "token")
+    assert await store.turns.renew(REF, "token") == "lost"
     assert (await store.turns.finish(finish(once=once()))).outcome == "cancelled"
 
     second = await begun(store, begin(once=once(), token="second"))

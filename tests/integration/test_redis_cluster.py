@@ -67,7 +67,7 @@ async def test_every_script_keeps_to_one_slot(hybrid):
             lease_token=name,
         )
         await store.turns.begin(begin)
-        assert await store.turns.renew(at, name)
+        assert await store.turns.renew(at, name) == "held"
         finish = Finish(
             ref=at,
             turn_id=begin.turn_id,

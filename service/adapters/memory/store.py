@@ -28,6 +28,7 @@ SESSION_MESSAGES_MAX: Final = 10_000
 class Lease(msgspec.Struct, kw_only=True):
     token: str
     until_milliseconds: int
+    cancelled: bool = False
 
 
 class HeldSession(msgspec.Struct, kw_only=True):
@@ -48,6 +49,7 @@ class Call(msgspec.Struct, kw_only=True):
     expires_milliseconds: int
     state: str = "done"
     token: str = ""
+    turn_id: str = ""
     ids: tuple[MessageId, ...] = ()
     answer_id: MessageId | None = None
     result: bytes = b""
@@ -193,9 +195,10 @@ class MemoryStore:
             summary=session.summary,
         )
 
-    def lease(self, session: HeldSession, token: str) -> None:
+    def lease(self, session: HeldSession, token: str) -> Lease:
         until = self.now + self._lease_milliseconds
         session.lease = Lease(token=token, until_milliseconds=until)
+        return session.lease
 
 
 def check_durability(wanted: Wanted) -> None:

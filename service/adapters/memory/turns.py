@@ -1,12 +1,28 @@
 """Turns in process memory."""
 
 import math
+from collections import OrderedDict
+from typing import Final, Literal
 
 from service.adapters.memory.store import Call, HeldSession, MemoryStore, check_durability
 from service.domain.errors import RequestRunning, SessionBusy
-from service.domain.ids import MessageId
+from service.domain.ids import MessageId, TurnId
 from service.domain.sessions import SessionDocument, SessionRef
-from service.ports import Begin, Begun, Finish, Finished, Once, Replayed, check_cost, needed
+from service.ports import (
+    Begin,
+    Begun,
+    Finish,
+    Finished,
+    LeaseState,
+    Once,
+    Replayed,
+    TurnRecord,
+    check_cost,
+    needed,
+)
+
+TURNS_MAX: Final = 10_000
+"""Turns that can be looked up, the newest."""
 
 
 class MemoryTurns:
@@ -15,6 +31,7 @@ class MemoryTurns:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._unkeyed: dict[str, Call] = {}
+        self._turns: OrderedDict[tuple[SessionRef, str], Call] = OrderedDict()
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         store, ref = self._store, command.ref
@@ -29,22 +46,62 @@ class MemoryTurns:
         check_cost(command, held.document if held else SessionDocument())
 
         session = store.claimed(ref, command.user_id)
-        user_message_id = self._taken_up(session, call) or store.say(ref, (command.body,))[0]
+        taken_up = self._taken_up(session, call)
+        user_message_id = taken_up or store.say(ref, (command.body,))[0]
+        turn_id = TurnId(call.turn_id) if call and taken_up else command.turn_id
         store.lease(session, command.lease_token)
         call = store.new_call(command.once)
         call.state, call.token, call.ids = "running", command.lease_token, (user_message_id,)
+        call.turn_id = turn_id
         self._remember(ref, command.once, call)
         return Begun(
             user_message_id=user_message_id,
+            turn_id=turn_id,
             history=store.recent(ref, needed(command, session.document).last, user_message_id),
         )
 
-    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+    async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
         session = self._store.sessions.get(ref)
         if session is None or session.lease is None or session.lease.token != lease_token:
-            return False
-        self._store.lease(session, lease_token)
-        return True
+            return "lost"
+        cancelled = session.lease.cancelled
+        self._store.lease(session, lease_token).cancelled = cancelled
+        return "cancelled" if cancelled else "held"
+
+    async def find(
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+    ) -> TurnRecord | None:
+        call = self._turns.get((ref, turn_id))
+        session = self._store.sessions.get(ref)
+        if call is None or session is None or call.ids[0] < session.born_id:
+            return None
+        if call.expires_milliseconds <= self._store.now:
+            return None
+        if call.state in {"done", "failed"}:
+            return TurnRecord(
+                state="ended",
+                user_message_id=call.ids[0],
+                result=call.result,
+                message_id=call.answer_id,
+            )
+        return TurnRecord(
+            state=self._running_state(session, call, cancel=cancel), user_message_id=call.ids[0]
+        )
+
+    def _running_state(
+        self, session: HeldSession, call: Call, *, cancel: bool
+    ) -> Literal["running", "cancelled", "interrupted"]:
+        if call.ids[0] <= session.cleared_through:
+            return "cancelled"
+        lease = session.lease
+        if lease and lease.token == call.token and lease.until_milliseconds > self._store.now:
+            lease.cancelled = lease.cancelled or cancel
+            return "running"
+        # Told once, it stays so: its owner has no lease to end it with.
+        call.state = "interrupted"
+        if lease and lease.token == call.token:
+            session.lease = None
+        return "interrupted"
 
     async def finish(self, command: Finish) -> Finished:
         return self._end(command, "done")
@@ -55,13 +112,14 @@ class MemoryTurns:
     def _end(self, command: Finish, state: str) -> Finished:
         store, ref = self._store, command.ref
         call = self._call_of(command)
-        if call.token == command.lease_token and call.state != "running":
+        if call.token == command.lease_token and call.state in {"done", "failed"}:
             return Finished(message_id=call.answer_id, outcome="stored")
         session = store.sessions.get(ref)
         lease = session.lease if session else None
         if lease is None or lease.token != command.lease_token:
             # Without a lease the session was cleared or deleted; with another's it was taken over.
-            return Finished(message_id=None, outcome="lost" if lease else "cancelled")
+            lost = lease is not None or call.state == "interrupted"
+            return Finished(message_id=None, outcome="lost" if lost else "cancelled")
         answer_id = store.say(ref, (command.body,))[0] if command.body else None
         store.sessions[ref].lease = None
         call.state, call.result, call.answer_id = state, command.result, answer_id
@@ -84,6 +142,9 @@ class MemoryTurns:
         return call.ids[0]
 
     def _remember(self, ref: SessionRef, once: Once | None, call: Call) -> None:
+        self._turns[ref, call.turn_id] = call
+        while len(self._turns) > TURNS_MAX:
+            self._turns.popitem(last=False)
         if once is None:
             self._unkeyed[call.token] = call
         else:

@@ -8,7 +8,7 @@ import msgspec
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
 from service.domain.errors import IdempotencyKeyReused
-from service.domain.ids import MessageId
+from service.domain.ids import MessageId, TurnId
 from service.domain.sessions import SessionRef
 from service.ports import Once
 
@@ -20,11 +20,11 @@ SWEEP_BATCHES_MAX: Final = 50
 LEASE_REMAINS_SECONDS: Final = 3600
 """A lease that ended and was not taken is still its owner's: longer than any turn."""
 
-CallState = Literal["running", "done", "failed"]
+CallState = Literal["running", "done", "failed", "interrupted"]
 
 # By the clock and not by the transaction's beginning: it may have waited for the session since.
 FIND: Final[LiteralString] = """
-SELECT fingerprint, state, token, ids, answer_id, result
+SELECT fingerprint, state, token, ids, answer_id, result, turn_id
 FROM calls
 WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
   AND expires_at > clock_timestamp()
@@ -33,12 +33,12 @@ WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
 # What is overwritten has expired or is a turn that begins again.
 KEEP: Final[LiteralString] = """
 INSERT INTO calls (session_key, tenant, operation, key, fingerprint, state, token, ids, expires_at,
-                   result)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9), $10)
+                   result, turn_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9), $10, $11)
 ON CONFLICT (session_key, operation, key) DO UPDATE
 SET fingerprint = EXCLUDED.fingerprint, state = EXCLUDED.state, token = EXCLUDED.token,
     ids = EXCLUDED.ids, answer_id = NULL, result = EXCLUDED.result,
-    expires_at = EXCLUDED.expires_at
+    expires_at = EXCLUDED.expires_at, turn_id = EXCLUDED.turn_id
 """
 
 # Over all tenants: nothing of a record is shown. What another process works on is left to it.
@@ -83,6 +83,7 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[MessageId, ...]
     answer_id: MessageId | None
     result: bytes
+    turn_id: TurnId | None = None
 
 
 def keyed_call(ref: SessionRef, once: Once, lifetime_seconds: int) -> Call:
@@ -127,6 +128,7 @@ async def find_record(connection: Connection, call: Call) -> CallRecord | None:
         ids=tuple(MessageId(str(identity)) for identity in row["ids"]),
         answer_id=None if answer is None else MessageId(str(answer)),
         result=row["result"],
+        turn_id=row["turn_id"],
     )
 
 
@@ -138,6 +140,7 @@ async def keep_record(
     state: CallState = "done",
     token: str = "",
     result: bytes = b"",
+    turn_id: TurnId | None = None,
 ) -> None:
     await connection.execute(
         KEEP,
@@ -151,6 +154,7 @@ async def keep_record(
         ids,
         call.lifetime_seconds,
         result,
+        turn_id,
     )
 
 

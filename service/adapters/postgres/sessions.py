@@ -46,15 +46,16 @@ WHERE session_key = $1 AND tenant = $2
 """
 
 # The tombstone keeps the order: what comes after it has higher ids. It names nobody, and records of
-# calls hold no answers any more: a turn that is repeated runs again.
+# calls hold no answers any more: a turn that is repeated runs again, and none is found by its id.
 DELETE: Final[LiteralString] = """
 WITH gone AS (
     DELETE FROM messages WHERE session_key = $1 AND tenant = $2 AND id <= $3
 ), freed AS (
     DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
 ), emptied AS (
-    UPDATE calls SET state = 'failed', result = ''
-    WHERE session_key = $1 AND tenant = $2 AND result <> ''
+    UPDATE calls
+    SET state = CASE WHEN result <> '' THEN 'failed' ELSE state END, result = '', turn_id = NULL
+    WHERE session_key = $1 AND tenant = $2 AND (result <> '' OR turn_id IS NOT NULL)
 )
 UPDATE sessions
 SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0,

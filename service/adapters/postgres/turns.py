@@ -25,9 +25,10 @@ from service.adapters.postgres.session_rows import (
     say,
 )
 from service.adapters.postgres.transcripts import read_newest
+from service.adapters.postgres.turn_records import find_turn
 from service.adapters.postgres.vectors import Worded, worded
 from service.domain.errors import RequestRunning, SessionBusy
-from service.domain.ids import MessageId
+from service.domain.ids import MessageId, TurnId
 from service.domain.sessions import SessionRef, decode_document
 from service.domain.summaries import decode_summary
 from service.ports import (
@@ -36,9 +37,11 @@ from service.ports import (
     Clock,
     Finish,
     Finished,
+    LeaseState,
     Once,
     Recent,
     Replayed,
+    TurnRecord,
     check_cost,
     needed,
 )
@@ -59,14 +62,15 @@ TAKE_LEASE: Final[LiteralString] = """
 INSERT INTO turn_leases (session_key, tenant, token, turn_id, expires_at)
 VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
 ON CONFLICT (session_key) DO UPDATE
-SET token = EXCLUDED.token, turn_id = EXCLUDED.turn_id, expires_at = EXCLUDED.expires_at
+SET token = EXCLUDED.token, turn_id = EXCLUDED.turn_id, expires_at = EXCLUDED.expires_at,
+    cancelled = false
 """
 
 RENEW_LEASE: Final[LiteralString] = """
 UPDATE turn_leases
 SET expires_at = clock_timestamp() + make_interval(secs => $4)
 WHERE session_key = $1 AND tenant = $2 AND token = $3
-RETURNING true
+RETURNING cancelled
 """
 
 # An expired lease that nobody took is still its owner's: the token says so.
@@ -110,12 +114,17 @@ class PostgresTurns:
         said = await worded([command.body])
         return await self._door.settled(lambda it: self._begin(it, command, said, call))
 
-    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+    async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
         async with self._door.connection() as connection:
-            renewed = await connection.fetchval(
+            cancelled = await connection.fetchval(
                 RENEW_LEASE, session_key(ref), ref.tenant, lease_token, self._lease_seconds
             )
-        return renewed is True
+        return "lost" if cancelled is None else "cancelled" if cancelled else "held"
+
+    async def find(
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+    ) -> TurnRecord | None:
+        return await self._door.settled(lambda it: find_turn(it, ref, turn_id, cancel=cancel))
 
     async def finish(self, command: Finish) -> Finished:
         return await self._ended(command, "done")
@@ -143,11 +152,17 @@ class PostgresTurns:
         else:
             message_id = taken_up
             await _claim(connection, row, command.user_id)
-        await self._take(connection, command, call, message_id)
-        return Begun(user_message_id=message_id, history=history)
+        turn_id = (record.turn_id if record and taken_up else None) or command.turn_id
+        await self._take(connection, command, call, message_id, turn_id)
+        return Begun(user_message_id=message_id, turn_id=turn_id, history=history)
 
     async def _take(
-        self, connection: Connection, command: Begin, call: Call, message_id: MessageId
+        self,
+        connection: Connection,
+        command: Begin,
+        call: Call,
+        message_id: MessageId,
+        turn_id: TurnId,
     ) -> None:
         token = command.lease_token
         await connection.execute(
@@ -155,10 +170,12 @@ class PostgresTurns:
             session_key(command.ref),
             command.ref.tenant,
             token,
-            command.turn_id,
+            turn_id,
             self._lease_seconds,
         )
-        await keep_record(connection, call, (message_id,), state="running", token=token)
+        await keep_record(
+            connection, call, (message_id,), state="running", token=token, turn_id=turn_id
+        )
 
     async def _ended(self, command: Finish, state: CallState) -> Finished:
         call = self._call(command.ref, command.once, command.lease_token)
@@ -176,7 +193,7 @@ class PostgresTurns:
         row = await lock_session(connection, command.ref)
         record = await find_record(connection, call)
         token = command.lease_token
-        if record is not None and record.token == token and record.state != "running":
+        if record is not None and record.token == token and record.state in {"done", "failed"}:
             return Finished(message_id=record.answer_id, outcome="stored")
 
         place = (session_key(command.ref), command.ref.tenant)

@@ -68,6 +68,12 @@ class Keys:
         digest = hashlib.blake2b(name, digest_size=16).hexdigest()
         return f"{_tag(self.shard(ref))}:once:{digest}"
 
+    def turn(self, ref: SessionRef, turn_id: str) -> str:
+        """A digest, as of ``once``."""
+        name = ":".join(map(_segment, (ref.tenant, ref.session_id, turn_id))).encode()
+        digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+        return f"{_tag(self.shard(ref))}:turn:{digest}"
+
     def journal(self, shard: int) -> str:
         return f"{_tag(shard)}:journal"
 

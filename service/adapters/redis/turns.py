@@ -8,13 +8,24 @@ from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.replies import SessionArguments, need_word
 from service.domain.context import ContextOptions, plan
 from service.domain.errors import ContextTooLarge, RequestRunning, SessionBusy
-from service.domain.ids import MessageId, random_bits
+from service.domain.ids import MessageId, TurnId, random_bits
 from service.domain.sessions import SessionRef
-from service.ports import Begin, Cold, Finish, Finished, HotBegun, Once, Replayed
+from service.ports import (
+    Begin,
+    Cold,
+    Finish,
+    Finished,
+    HotBegun,
+    LeaseState,
+    Once,
+    Replayed,
+    TurnRecord,
+)
 
 BEGIN: Final = Script("begin", of_session=True)
 RENEW: Final = Script("renew", of_session=True)
 FINISH: Final = Script("finish", of_session=True)
+TURN: Final = Script("turn", of_session=True)
 
 UNKEYED_SECONDS: Final = 300
 """How long a turn without a client's key is remembered, for the service's own repeats: longer than
@@ -57,12 +68,14 @@ class RedisTurns:
             command.body,
             random_bits(),
         ]
-        keys = self._keys(command.ref, once, command.lease_token)
+        place = self._arguments.keys.turn(command.ref, command.turn_id)
+        keys = [*self._keys(command.ref, once, command.lease_token), place]
         status, *rest = await self._door.run(BEGIN, keys, words)
         match status:
             case b"begun":
                 return HotBegun(
                     user_message_id=MessageId(rest[0].decode()),
+                    turn_id=TurnId(rest[2].decode()),
                     state=self._arguments.state(rest[1]),
                 )
             case b"replayed":
@@ -78,11 +91,38 @@ class RedisTurns:
                     raise ContextTooLarge.over(command.cost - budget, budget)
                 raise self._refusal(status, rest)
 
-    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+    async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
         words = [*self._arguments.shared(ref), lease_token, self._lease_milliseconds]
         keys = self._arguments.keys.session(ref).listed()
         reply = await self._door.run(RENEW, keys, words)
-        return reply[0] == b"renewed"
+        match reply[0]:
+            case b"renewed":
+                return "held"
+            case b"cancelled":
+                return "cancelled"
+            case _:
+                return "lost"
+
+    async def find(
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+    ) -> TurnRecord | None:
+        names = self._arguments.keys
+        keys = [*names.session(ref).listed(), names.turn(ref, turn_id)]
+        words = [*self._arguments.shared(ref), turn_id, int(cancel)]
+        status, *rest = await self._door.run(TURN, keys, words)
+        match status.decode():
+            case "ended":
+                message, result, answer = rest
+                return TurnRecord(
+                    state="ended",
+                    user_message_id=MessageId(message.decode()),
+                    result=result,
+                    message_id=MessageId(answer.decode()) if answer else None,
+                )
+            case "running" | "cancelled" | "interrupted" as state:
+                return TurnRecord(state=state, user_message_id=MessageId(rest[0].decode()))
+            case _:
+                return None
 
     async def finish(self, command: Finish) -> Finished:
         return await self._end(command, "done")

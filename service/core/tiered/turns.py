@@ -8,7 +8,7 @@ from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.merging import covers, hot_recent
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.context import Need
-from service.domain.ids import MessageId
+from service.domain.ids import MessageId, TurnId
 from service.domain.messages import id_of
 from service.domain.sessions import SessionRef, decode_document
 from service.ports import (
@@ -20,7 +20,9 @@ from service.ports import (
     HotBegun,
     HotState,
     HotTurns,
+    LeaseState,
     Replayed,
+    TurnRecord,
     Wanted,
     needed,
 )
@@ -55,8 +57,13 @@ class TieredTurns:
                     incomplete_ok = True
         raise moved_too_often()
 
-    async def renew(self, ref: SessionRef, lease_token: str) -> bool:
+    async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
         return await self._hot.renew(ref, lease_token)
+
+    async def find(
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+    ) -> TurnRecord | None:
+        return await self._hot.find(ref, turn_id, cancel=cancel)
 
     async def finish(self, command: Finish) -> Finished:
         finished = await self._hot.finish(command)
@@ -102,7 +109,7 @@ class TieredTurns:
             history = hot_recent(state, need)
         else:
             history, _ = await self._warming.complete(command.ref, state, need)
-        return Begun(user_message_id=begun.user_message_id, history=history)
+        return Begun(user_message_id=begun.user_message_id, turn_id=begun.turn_id, history=history)
 
 
 def _needed(command: Begin, document: bytes) -> Need:

@@ -1,6 +1,7 @@
 -- begin: a turn's first step. Takes the session, stores the user's message, returns the history.
 --
 -- KEYS  8 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
+--       9 place of the turn: names the record by the turn's id
 -- ARGV  9 user or ''   10 fingerprint   11 lifetime of the record, milliseconds   12 lease token
 --       13 lease milliseconds   14 turn id
 --       15 history needed: messages, -1 for all, -2 for as many as the token budget takes
@@ -8,15 +9,15 @@
 --       is a window   17 '1' when what is hot will do
 --       18 tokens of the prompt without the session   19 token budget or ''
 --       20 '1' when the session's own budget decides before 19   21 body   22 random bits
--- Reply {'begun', user message id, state} | {'replayed', result, answer id} | {'running'} | {'reused'}
+-- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id} | {'running'} | {'reused'}
 --       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
 --       | {'over', budget}
 -- The lease of a dead owner ends by itself; a failed or interrupted call is taken up again without a
--- second user message, unless that one was cleared away.
+-- second user message and under the same turn id, unless that message was cleared away.
 local now = milliseconds()
 local record = {}
 do
-  local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer' }
+  local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer', 'turn' }
   local values = redis.call('HMGET', KEYS[8], unpack(names))
   for place, name in ipairs(names) do record[name] = values[place] or nil end
 end
@@ -75,10 +76,13 @@ if not message then
 end
 set('lease', ARGV[12])
 set('lease_until', now + tonumber(ARGV[13]))
-set('turn', ARGV[14])
+local turn = taken_up and record.turn or ARGV[14]
+set('turn', turn)
 redis.call('HSET', KEYS[8], 'fingerprint', ARGV[10], 'state', 'running', 'token', ARGV[12],
-  'message', message)
+  'message', message, 'turn', turn)
+redis.call('HDEL', KEYS[8], 'result', 'answer')
 redis.call('PEXPIRE', KEYS[8], ARGV[11])
+if turn == ARGV[14] then redis.call('SET', KEYS[9], KEYS[8], 'PX', ARGV[11]) end
 index_call(tonumber(ARGV[11]))
 settle()
-return { 'begun', message, before }
+return { 'begun', message, before, turn }

@@ -12,7 +12,7 @@ if record[1] == 'cancelled' and record[2] == ARGV[9] then
   leave_nothing()
   return { 'cancelled' }
 end
-if record[2] == ARGV[9] and record[1] ~= 'running' then
+if record[2] == ARGV[9] and (record[1] == 'done' or record[1] == 'failed') then
   -- A write of this connection, for a caller who waits for the disk: it comes after the answer.
   redis.call('HSET', KEYS[8], 'state', record[1])
   return { 'stored', record[4] or '' }

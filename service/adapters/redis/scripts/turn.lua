@@ -1,0 +1,32 @@
+-- turn: how a turn stands; where so wanted it is asked to end.
+--
+-- KEYS  8 place of the turn: names the record of its call
+-- ARGV  9 turn id   10 '1' to ask it to end
+-- Reply {'missing'} | {'running' | 'cancelled' | 'interrupted', user message id}
+--       | {'ended', user message id, result, answer id or ''}
+-- A turn whose lease has ended is interrupted for good: who is told so is not told otherwise later,
+-- for its owner, should it live, has no lease to end it with.
+local name = redis.call('GET', KEYS[8])
+local record = {}
+if name then record = redis.call('HMGET', name, 'state', 'token', 'message', 'result', 'answer', 'turn') end
+local status, token, message = record[1], record[2], record[3]
+if record[6] ~= ARGV[9] or not message then
+  leave_nothing()
+  return { 'missing' }
+end
+if status == 'done' or status == 'failed' then
+  leave_nothing()
+  return { 'ended', message, record[4] or '', record[5] or '' }
+end
+if (head.cleared or ZERO) >= message then return { 'cancelled', message } end
+if head.lease == token and tonumber(head.lease_until) > milliseconds() then
+  if ARGV[10] == '1' then redis.call('HSET', HEAD, 'stop', token) end
+  return { 'running', message }
+end
+redis.call('HSET', name, 'state', 'interrupted')
+if head.lease == token then
+  set('lease', '')
+  save()
+end
+leave_nothing()
+return { 'interrupted', message }
