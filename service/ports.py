@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from service.domain.context import ContextOptions, Need, plan
+from service.domain.deltas import Place
 from service.domain.errors import ContextTooLarge
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
@@ -413,6 +414,29 @@ class Turns(Protocol):
         self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
     ) -> TurnRecord | None:
         """How a turn stands; a running one is asked to end where so wanted. None: not known."""
+        ...
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of a running turn's answer, as a reader elsewhere finds it."""
+
+    mark: str
+    """To read on after it."""
+    start: Place
+    delta: Delta
+
+
+class Pieces(Protocol):
+    """What a running turn has said so far, short-lived, for readers in other processes."""
+
+    async def publish(
+        self, ref: SessionRef, turn_id: TurnId, lease_token: str, start: Place, delta: Delta
+    ) -> LeaseState:
+        """Nothing is published by who has no lease."""
+        ...
+
+    async def read(self, ref: SessionRef, turn_id: TurnId, after: str) -> list[Piece]:
+        """In order, after a mark or from the first; none of a turn that has ended."""
         ...
 
 

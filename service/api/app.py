@@ -9,7 +9,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ControllerRouterHandler
 
-from service.api.conversations import SessionChat, TwoLines
+from service.api.conversations import SessionChat, SessionTurns, TwoLines
 from service.api.documentation import (
     document_route,
     documentation_asset,
@@ -52,7 +52,7 @@ def methods_by_path(routes: Litestar) -> dict[str, str]:
 def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettings) -> Litestar:
     """The application without its edge."""
     routes: list[ControllerRouterHandler] = [
-        *(TwoLines, SessionChat, Sessions, Messages, SessionImports),
+        *(TwoLines, SessionChat, SessionTurns, Sessions, Messages, SessionImports),
         *(Search, Stats, Users, UserData),
         *(live, ready),
     ]

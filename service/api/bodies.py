@@ -98,6 +98,15 @@ class ChatFields(RequestBody, frozen=True, kw_only=True):
     )
     max_output_tokens: Annotated[int | None, Meta(extra_json_schema={"minimum": 1})] = None
     context: ContextBody | None = None
+    stream: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Answer with server-sent events: `turn.started`, a `delta` for each piece, and "
+                "`turn.completed` or `turn.failed` with the turn."
+            )
+        ),
+    ] = False
     durability: DurabilityField = "journaled"
 
 

@@ -4,18 +4,20 @@ from typing import Any
 
 from litestar import Controller, Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.response import Stream
 
 from service.api.bodies import ChatBody, ChatFields, TwoLineChatBody
-from service.api.documentation import CHAT_PROBLEMS, WRITE_PROBLEMS, problems
-from service.api.middleware import TURN
-from service.api.parameters import Consistency, Key
-from service.api.requests import once, session_ref
+from service.api.documentation import CHAT_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
+from service.api.events import MEDIA_TYPE, event_stream, place_of
+from service.api.middleware import STREAM, TURN
+from service.api.parameters import Consistency, Key, LastEventId
+from service.api.requests import once, path_id, session_ref
 from service.api.use_cases import Injected, UseCases
 from service.api.views import HistoryMessageView, HistoryView, TurnView, view_turn
 from service.core.chat_request import ChatRequest
 from service.core.recording import check_session
 from service.domain.errors import SessionNotFound
-from service.domain.ids import check_id
+from service.domain.ids import TurnId, check_id
 from service.domain.sessions import DEFAULT_TENANT, SessionRef
 
 HISTORY_LIMIT_DEFAULT = 200
@@ -36,7 +38,7 @@ class TwoLines(Controller):
     )
     async def chat(
         self, use_cases: Injected, data: JSONBody[TwoLineChatBody], idempotency_key: Key = None
-    ) -> Response[TurnView]:
+    ) -> Response[TurnView] | Stream:
         """The model is shown the conversation so far; both sides are remembered."""
         check_id(data.user_id, "user_id")
         session_id = data.session_id if data.session_id is not None else data.user_id
@@ -113,7 +115,7 @@ class SessionChat(Controller):
         session_id: FromPath[str],
         data: JSONBody[ChatBody],
         idempotency_key: Key = None,
-    ) -> Response[TurnView]:
+    ) -> Response[TurnView] | Stream:
         """Makes the session if needed. One turn at a time: beside a running one the answer is 409.
 
         When the model fails, the message stays, and the same key runs the turn again without
@@ -123,9 +125,71 @@ class SessionChat(Controller):
         return await answer(use_cases, ref, data, data.user_id, idempotency_key)
 
 
+class SessionTurns(Controller):
+    """A turn by its id, in whichever process it runs."""
+
+    tags = ["Chat"]  # noqa: RUF012  # Litestar's convention.
+    path = "/v1/sessions/{session_id:str}/turns/{turn_id:str}"
+
+    @get(
+        "/",
+        operation_id="get_turn",
+        summary="See how a turn stands",
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def look(
+        self, use_cases: Injected, session_id: FromPath[str], turn_id: FromPath[str]
+    ) -> TurnView:
+        """As long as its call is remembered (24 h with an Idempotency-Key, else some minutes)."""
+        turn = path_id(turn_id, "turn_id")
+        return view_turn(await use_cases.chat.turn(session_ref(session_id), TurnId(turn)))
+
+    @get(
+        "/events",
+        operation_id="get_turn_events",
+        summary="Join a turn's events",
+        media_type=MEDIA_TYPE,
+        opt=STREAM,
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def events(
+        self,
+        use_cases: Injected,
+        session_id: FromPath[str],
+        turn_id: FromPath[str],
+        last_event_id: LastEventId = None,
+    ) -> Stream:
+        """From the beginning, or after the event that `Last-Event-ID` names, in any process.
+
+        What was missed comes first, then what is said as it is said, and last the turn. A turn that
+        has ended tells its answer at once; one that does not stream tells it at its end.
+        """
+        turn = TurnId(path_id(turn_id, "turn_id"))
+        after = None if last_event_id is None else place_of(last_event_id)
+        streamed = await use_cases.chat.events(session_ref(session_id), turn, after)
+        return event_stream(streamed, after=after)
+
+    @post(
+        "/cancel",
+        operation_id="cancel_turn",
+        summary="End a running turn",
+        status_code=200,
+        responses=problems(*READ_PROBLEMS),
+    )
+    async def cancel(
+        self, use_cases: Injected, session_id: FromPath[str], turn_id: FromPath[str]
+    ) -> TurnView:
+        """What was said so far is kept, as a message with the status `incomplete`.
+
+        A turn that has ended answers its state.
+        """
+        turn = path_id(turn_id, "turn_id")
+        return view_turn(await use_cases.chat.cancel(session_ref(session_id), TurnId(turn)))
+
+
 async def answer(
     use_cases: UseCases, ref: SessionRef, data: ChatFields, user_id: str | None, key: str | None
-) -> Response[TurnView]:
+) -> Response[TurnView] | Stream:
     fields: dict[str, Any] = {
         "message": data.message,
         "user_id": user_id,
@@ -136,8 +200,11 @@ async def answer(
         "context": data.context.options() if data.context else None,
         "durability": data.durability,
     }
-    # One operation on both routes, so the fingerprint is over what they have in common.
+    # One operation on both routes, so the fingerprint is over what they have in common; streamed or
+    # not, it is the same call.
     request = ChatRequest(ref=ref, once=once(key, "chat", fields), **fields)
+    if data.stream:
+        return event_stream(await use_cases.chat.stream(request))
     answered = await use_cases.chat.answer(request)
     headers = {"Idempotency-Replayed": "true"} if answered.replayed else {}
     return Response(view_turn(answered.turn), headers=headers)

@@ -13,6 +13,7 @@ from service.api.bodies import (
     SessionPatchBody,
     TwoLineChatBody,
 )
+from service.api.events import MEDIA_TYPE as EVENTS_MEDIA_TYPE
 from service.api.problems import PROBLEM_MEDIA_TYPE
 from service.api.requests import IDEMPOTENCY_KEY, LINES_MEDIA_TYPES
 from service.api.user_bodies import ProfileBody, ProfilePatchBody
@@ -45,6 +46,21 @@ PARAMETER_LIMITS: Final[dict[str, dict[str, Any]]] = {
 _RETRY_AFTER_STATUSES: Final = frozenset({"409", "429", "503"})
 
 
+EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": (
+        "A server-sent event. `data` is JSON: of `turn.started` the ids, of `delta` its text or "
+        "parts of tool calls, of the others the turn."
+    ),
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "For Last-Event-ID."},
+        "event": {"enum": ["turn.started", "delta", "turn.completed", "turn.failed"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+
+
 def openapi_document(described: Litestar) -> dict[str, Any]:
     """Request bodies as msgspec describes them, with their limits; headers; the merge patch."""
     document: dict[str, Any] = described.openapi_schema.to_schema()
@@ -54,6 +70,7 @@ def openapi_document(described: Litestar) -> dict[str, Any]:
     document["components"]["schemas"] |= schemas
     _describe_patch(document)
     _describe_import(document)
+    _describe_streams(document)
     for operation in _operations(document):
         parameters = operation.get("parameters", [])
         for parameter in parameters:
@@ -91,6 +108,18 @@ def _describe_import(document: dict[str, Any]) -> None:
         "required": True,
         "content": dict.fromkeys(LINES_MEDIA_TYPES, line),
     }
+
+
+def _describe_streams(document: dict[str, Any]) -> None:
+    """A turn is answered whole or as events."""
+    turn = {"schema": {"$ref": "#/components/schemas/TurnView"}}
+    events = {"schema": EVENT}
+    for operation in _operations(document):
+        content = operation["responses"].get("200", {})
+        if operation["operationId"] in {"chat", "chat_in_session"}:
+            content["content"] = {"application/json": turn, EVENTS_MEDIA_TYPE: events}
+        elif operation["operationId"] == "get_turn_events":
+            content["content"] = {EVENTS_MEDIA_TYPE: events}
 
 
 def _headers(status: str, *, keyed: bool, is_problem: bool) -> dict[str, Any]:

@@ -26,7 +26,8 @@ log = structlog.stdlib.get_logger("chat_memory.access")
 
 
 TURN: Final = {"turn": True}
-"""Marks a handler whose time the turn's own deadline bounds."""
+"""Marks a handler whose time the turn's own deadline bounds, and where it streams each part its
+reader's."""
 
 IMPORT: Final = {"import": True}
 """Marks a handler that takes as long as its body comes, within a bound of its own."""
@@ -53,10 +54,7 @@ class Deadline:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         marks = scope["route_handler"].opt
-        if marks.get("turn"):
-            await self._app(scope, receive, send)
-            return
-        if marks.get("stream"):
+        if marks.get("turn") or marks.get("stream"):
             await self._app(scope, receive, self._impatient(send))
             return
         seconds = self._import_seconds if marks.get("import") else self._seconds

@@ -14,6 +14,13 @@ Key = Annotated[
     ),
 ]
 
+LastEventId = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Last-Event-ID", description="The last event that was read: what follows it is told."
+    ),
+]
+
 Consistency = Annotated[
     Literal["session", "archive"],
     QueryParameter(

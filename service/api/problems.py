@@ -89,6 +89,10 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """With `precondition_failed`: the session's last message, null where it is empty."""
 
 
+def problem_type(code: str) -> str:
+    return f"urn:chat-memory:problem:{code}"
+
+
 def answer_domain_error(request: Request[Any, Any, Any], error: ChatMemoryError) -> Response[Any]:
     status = STATUS_OF[error.code]
     if status >= 500:  # noqa: PLR2004  # The first status that is the service's own fault.
@@ -138,7 +142,7 @@ def malformed(detail: str, trace_id: str) -> bytes:
     """The problem of what is no request, and so never got to the application."""
     code = "invalid_request"
     problem = Problem(
-        type=f"urn:chat-memory:problem:{code}",
+        type=problem_type(code),
         title="The request is malformed",
         status=STATUS_OF[code],
         detail=detail,
@@ -153,7 +157,7 @@ def cut_off_answer(trace_id: str) -> list[Message]:
     """The messages of an answer to a request that the end of the process cut off."""
     error = Draining("The service is shutting down; the request was not finished.")
     problem = Problem(
-        type=f"urn:chat-memory:problem:{error.code}",
+        type=problem_type(error.code),
         title=error.title,
         status=STATUS_OF[error.code],
         detail=error.detail,
@@ -189,7 +193,7 @@ def _problem(
     errors: tuple[FieldError, ...],
 ) -> Problem:
     return Problem(
-        type=f"urn:chat-memory:problem:{code}",
+        type=problem_type(code),
         title=title,
         status=STATUS_OF[code],
         detail=detail,

@@ -6,13 +6,14 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from service.api.problems import STATUS_OF, problem_type
 from service.core.recall import ShownContext
 from service.domain.context import ContextOptions, ContextTokens, LeftOutReason, Strategy
 from service.domain.ids import MessageId, TurnId
 from service.domain.messages import Message, Role, Status
 from service.domain.sessions import Session
 from service.domain.statistics import Item
-from service.domain.turns import Turn, TurnState, Usage
+from service.domain.turns import Turn, TurnContext, TurnError, TurnState, Usage
 from service.ports import Durability
 
 
@@ -127,6 +128,17 @@ class TurnContextView(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole input, as counted here before the model was asked."""
 
 
+class TurnErrorView(msgspec.Struct, frozen=True, kw_only=True):
+    """A problem, without the request that it would be the answer to."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+
+
 class TurnView(msgspec.Struct, frozen=True, kw_only=True):
     turn_id: TurnId
     session_id: str
@@ -136,11 +148,14 @@ class TurnView(msgspec.Struct, frozen=True, kw_only=True):
     user_message_id: MessageId
     message: MessageView | None
     usage: Usage
-    model: str
-    context: TurnContextView
+    model: str | None
+    """Null while it runs, and where no model answered."""
+    context: TurnContextView | None
     started_at: datetime
-    finished_at: datetime
+    finished_at: datetime | None
     tool_calls: list[dict[str, Any]] | UnsetType = UNSET
+    error: TurnErrorView | UnsetType = UNSET
+    """Why it failed, broke off or was interrupted."""
 
 
 def view_message(message: Message, session_id: str) -> MessageView:
@@ -203,12 +218,28 @@ def view_turn(turn: Turn) -> TurnView:
         message=view_message(message, turn.session_id) if message else None,
         usage=turn.usage,
         model=turn.model,
-        context=TurnContextView(
-            strategy=turn.context.strategy,
-            messages=turn.context.messages,
-            tokens=turn.context.tokens,
-        ),
+        context=_view_turn_context(turn.context),
         started_at=turn.started_at,
         finished_at=turn.finished_at,
         tool_calls=tool_calls or UNSET,
+        error=_view_turn_error(turn.error) if turn.error else UNSET,
+    )
+
+
+def _view_turn_context(context: TurnContext | None) -> TurnContextView | None:
+    if context is None:
+        return None
+    return TurnContextView(
+        strategy=context.strategy, messages=context.messages, tokens=context.tokens
+    )
+
+
+def _view_turn_error(error: TurnError) -> TurnErrorView:
+    return TurnErrorView(
+        type=problem_type(error.code),
+        title=error.title,
+        status=STATUS_OF[error.code],
+        detail=error.detail,
+        code=error.code,
+        retryable=error.retryable,
     )

@@ -35,6 +35,7 @@ from service.adapters.redis.healing import RedisHealing
 from service.adapters.redis.health import RedisProbe
 from service.adapters.redis.journal import RedisJournal
 from service.adapters.redis.keys import Keys
+from service.adapters.redis.pieces import RedisPieces
 from service.adapters.redis.profiles import RedisProfileCopies, RedisProfiles
 from service.adapters.redis.sessions import RedisSessions
 from service.adapters.redis.transcripts import RedisTranscripts
@@ -64,6 +65,7 @@ from service.ports import (
     Imports,
     Journal,
     Observer,
+    Pieces,
     Profiles,
     Search,
     Sessions,
@@ -100,6 +102,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     statistics: Statistics | None = None
     """Likewise."""
     imports: Imports = NoImports()
+    pieces: Pieces | None = None
+    """None where readers in other processes wait for a turn's end."""
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
@@ -227,6 +231,7 @@ def _redis_store(
         transcripts=TieredTranscripts(transcripts, warming, waits, observer),
         sessions=TieredSessions(sessions, transcripts, archive, warming, waits),
         turns=TieredTurns(turns, warming, waits),
+        pieces=RedisPieces(door, arguments),
         profiles=RedisProfiles(door, arguments.keys),
         erasure=TieredErasure(hot_erasure, None),
         user_sessions=TieredUserSessions(hot_erasure, archive),

@@ -20,13 +20,16 @@ from service.core.recording import Recording
 from service.core.searching import Searching
 from service.core.statistics import UserStatistics
 from service.core.summarizing import Summarizer, SummarySettings
-from service.ports import Clock, Model, Observer, Tokenizers
+from service.ports import Clock, Observer, StreamingModel, Tokenizers
 from service.settings import Settings
 
 NO_MODEL: Final = (
     "No model is configured: set OPENAI_API_KEY, and OPENAI_BASE_URL for another server than "
     "OpenAI's."
 )
+
+DETACHED_SHARE: Final = 0.1
+"""Part of the grace time for turns whose callers have left."""
 
 
 @asynccontextmanager
@@ -47,7 +50,7 @@ async def open_use_cases(
 
 @asynccontextmanager
 async def running_use_cases(
-    settings: Settings, store: Store, model: Model, *, clock: Clock, observer: Observer
+    settings: Settings, store: Store, model: StreamingModel, *, clock: Clock, observer: Observer
 ) -> AsyncGenerator[UseCases]:
     """Use cases, and the background work that they ask for."""
     tokenizers = Vocabularies()
@@ -67,16 +70,19 @@ async def running_use_cases(
     )
     await tokenizers.of(settings.openai_model)
     await summarizer.start()
+    use_cases = _wired(settings, store, model, tokenizers, summarizer, clock, observer)
     try:
-        yield _wired(settings, store, model, tokenizers, summarizer, clock, observer)
+        yield use_cases
     finally:
+        grace = settings.shutdown_grace_seconds * DETACHED_SHARE
+        await use_cases.chat.stop(within_seconds=grace)
         await summarizer.stop()
 
 
 def _wired(
     settings: Settings,
     store: Store,
-    model: Model,
+    model: StreamingModel,
     tokenizers: Tokenizers,
     summarizer: Summarizer,
     clock: Clock,
@@ -114,6 +120,7 @@ def _wired(
             offer_summary=summarizer.offer,
             clock=clock,
             observer=observer,
+            pieces=store.pieces,
         ),
         erasing=Erasing(store.erasure, profiles.forget, clock),
         exporting=Exporting(

@@ -6,27 +6,43 @@ Between those two steps nothing is held but the session's lease, which is renewe
 import asyncio
 import secrets
 import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
 
-from service.core.background import ended, owned_task
 from service.core.chat_request import ChatRequest, check_request
 from service.core.counting import Counting
-from service.core.prompting import Given, Offer, ProfileText, Prompting, Shown, wire_messages
-from service.core.running_turn import RunningTurn, replayed_turn, with_answer_id
-from service.domain.context import ContextOptions, plan
-from service.domain.errors import ChatMemoryError, RequestRunning, TurnLost
-from service.domain.ids import TurnId
-from service.domain.messages import MessageBody, TurnCost, encode_body
-from service.domain.observations import TurnEnded
-from service.domain.turns import Answer, Prompt, Turn, TurnState
-from service.ports import Begin, Begun, Clock, Model, Observer, Replayed, Turns
+from service.core.generating import Generation, Generations, GenerationSettings
+from service.core.prompting import Given, Offer, ProfileText, Prompting, wire_messages
+from service.core.recording import check_session
+from service.core.running_turn import RunningTurn, recorded_turn, replayed_turn
+from service.domain.context import plan
+from service.domain.deltas import Place, Told, rest_of, told_after
+from service.domain.errors import RequestRunning, TurnNotFound
+from service.domain.ids import TurnId, check_id
+from service.domain.messages import MessageBody, encode_body
+from service.domain.sessions import SessionRef
+from service.domain.turns import Prompt, Turn
+from service.ports import (
+    Begin,
+    Begun,
+    Clock,
+    Observer,
+    Pieces,
+    Replayed,
+    StreamingModel,
+    Turns,
+)
 
-RENEWALS_PER_LEASE: Final = 3
 JOIN_PAUSE_SECONDS_MIN: Final = 0.02
 JOIN_PAUSE_SECONDS_MAX: Final = 0.5
 """Between two looks at a running turn that a caller has joined."""
+FOLLOW_SECONDS: Final = 0.1
+"""Between two looks at a turn that runs in another process."""
+CANCEL_WAIT_SECONDS: Final = 2.0
+"""Longest wait of who cancels a turn for its end."""
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,21 +57,30 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool
 
 
-class _Said(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's answer, what it was shown, and how long it took."""
+class Streamed(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn as it is told: how it stands, then what is said, and last of all its end."""
 
-    answer: Answer
-    shown: Shown
-    seconds: float
+    turn: Turn
+    events: AsyncGenerator[Told | Turn]
+    replayed: bool = False
+
+    @classmethod
+    def of_ended(cls, turn: Turn, place: Place, *, replayed: bool = False) -> "Streamed":
+        async def events() -> AsyncGenerator[Told | Turn]:
+            for told in rest_of(turn, place):
+                yield told
+            yield turn
+
+        return cls(turn=turn, events=events(), replayed=replayed)
 
 
 class Chat:
-    """Turns without streaming."""
+    """Turns of this process, and a look at those of all."""
 
     def __init__(
         self,
         turns: Turns,
-        model: Model,
+        model: StreamingModel,
         prompting: Prompting,
         counting: Counting,
         settings: ChatSettings,
@@ -64,44 +89,147 @@ class Chat:
         offer_summary: Offer,
         clock: Clock,
         observer: Observer,
+        pieces: Pieces | None = None,
     ) -> None:
         self._turns = turns
-        self._model = model
+        self._pieces = pieces
         self._prompting = prompting
         self._counting = counting
         self._settings = settings
         self._profile_text = profile_text
-        self._offer_summary = offer_summary
         self._clock = clock
-        self._observer = observer
+        self._generations = Generations(
+            turns,
+            model,
+            counting,
+            GenerationSettings(
+                deadline_seconds=settings.deadline_seconds, lease_seconds=settings.lease_seconds
+            ),
+            ask=self._prompt,
+            offer_summary=offer_summary,
+            clock=clock,
+            observer=observer,
+            pieces=pieces,
+        )
+
+    async def stop(self, *, within_seconds: float = 0) -> None:
+        """Let turns that run come to their end within the time; the rest is interrupted."""
+        await self._generations.stop(within_seconds=within_seconds)
 
     async def answer(self, request: ChatRequest) -> Answered:
         """Run one turn to its end, or return the one that the same key ran before.
 
-        A call whose key is running joins it. Raises the errors of Turns.begin and of Model.answer;
-        after one of the latter the user's message stays, and the same key runs the turn again.
-        ContextTooLarge where the message does not fit the budget: then it is not stored; where the
-        session's system and developer messages leave no room for it, it is.
+        The turn goes on where its caller is cancelled. A call whose key is running joins it. Raises
+        the errors of Turns.begin and of Model.answer; after one of the latter the user's message
+        stays, and the same key runs the turn again. ContextTooLarge where the message does not fit
+        the budget: then it is not stored; where the session's system and developer messages leave
+        no room for it, it is.
         """
-        check_request(request, message_bytes_max=self._settings.message_bytes_max)
         started = self._clock.monotonic()
-        turn_id = TurnId(str(uuid.uuid4()))
-        lease_token = secrets.token_hex(16)
-        begun = await self._begun_or_joined(await self._begin(request, turn_id, lease_token))
+        begun = await self._generation(request, started, streams=False)
         if isinstance(begun, Replayed):
             return Answered(turn=replayed_turn(begun), replayed=True)
+        return Answered(turn=await begun.turn(), replayed=False)
 
+    async def stream(self, request: ChatRequest) -> "Streamed":
+        """As ``answer``, told piece by piece; what keeps a turn from its begin is raised at once.
+
+        A repeated call gets the whole answer, or joins the turn where it is.
+        """
+        started = self._clock.monotonic()
+        try:
+            begun = await self._generation(request, started, streams=True, joins=False)
+        except RequestRunning as running:
+            return await self.events(request.ref, TurnId(running.turn_id))
+        if isinstance(begun, Replayed):
+            return Streamed.of_ended(replayed_turn(begun), Place(), replayed=True)
+        return Streamed(turn=begun.begun_turn(), events=self._followed(begun, request.ref, Place()))
+
+    async def events(
+        self, ref: SessionRef, turn_id: TurnId, after: Place | None = None
+    ) -> "Streamed":
+        """Join a turn from a place on, in whichever process it runs. Raises TurnNotFound."""
+        place = after or Place()
+        turn = await self._found(ref, turn_id, cancel=False)
+        if (here := self._generations.of(turn_id)) is not None:
+            return Streamed(turn=turn, events=self._followed(here, ref, place))
+        if turn.state != "running":
+            return Streamed.of_ended(turn, place)
+        return Streamed(turn=turn, events=self._followed_elsewhere(ref, turn_id, place))
+
+    def leave(self, turn_id: TurnId) -> None:
+        """End a turn that runs here, because its caller has gone."""
+        if (here := self._generations.of(turn_id)) is not None:
+            here.cancel()
+
+    async def _followed(
+        self, generation: Generation, ref: SessionRef, place: Place
+    ) -> AsyncGenerator[Told | Turn]:
+        async with aclosing(generation.follow(place)) as pieces:
+            async for told in pieces:
+                place = told.place
+                yield told
+        turn = generation.end or await self._found(ref, generation.running.turn_id, cancel=False)
+        for told in rest_of(turn, place):
+            yield told
+        yield turn
+
+    async def _followed_elsewhere(
+        self, ref: SessionRef, turn_id: TurnId, place: Place
+    ) -> AsyncGenerator[Told | Turn]:
+        mark = ""
+        while True:
+            # The turn is looked at before its pieces: what it said before its end is in either.
+            turn = await self._found(ref, turn_id, cancel=False)
+            if turn.state != "running":
+                for told in rest_of(turn, place):
+                    yield told
+                yield turn
+                return
+            for piece in await self._pieces.read(ref, turn_id, mark) if self._pieces else ():
+                mark = piece.mark
+                for told in told_after(place, piece.start, [piece.delta]):
+                    place = told.place
+                    yield told
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+    async def turn(self, ref: SessionRef, turn_id: TurnId) -> Turn:
+        """How a turn stands. Raises TurnNotFound."""
+        return await self._found(ref, turn_id, cancel=False)
+
+    async def cancel(self, ref: SessionRef, turn_id: TurnId) -> Turn:
+        """Ask a turn to end, wherever it runs, and tell how it stands then. Raises TurnNotFound."""
+        turn = await self._found(ref, turn_id, cancel=True)
+        if (here := self._generations.of(turn_id)) is not None:
+            here.cancel()
+        deadline = self._clock.monotonic() + CANCEL_WAIT_SECONDS
+        pause = JOIN_PAUSE_SECONDS_MIN
+        while turn.state == "running" and self._clock.monotonic() + pause < deadline:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, JOIN_PAUSE_SECONDS_MAX)
+            turn = await self._found(ref, turn_id, cancel=True)
+        return turn
+
+    async def _found(self, ref: SessionRef, turn_id: TurnId, *, cancel: bool) -> Turn:
+        check_session(ref)
+        check_id(turn_id, "turn_id")
+        record = await self._turns.find(ref, turn_id, cancel=cancel)
+        if record is None:
+            raise TurnNotFound
+        return recorded_turn(ref.session_id, turn_id, record)
+
+    async def _generation(
+        self, request: ChatRequest, started: float, *, streams: bool, joins: bool = True
+    ) -> Generation | Replayed:
+        check_request(request, message_bytes_max=self._settings.message_bytes_max)
+        lease_token = secrets.token_hex(16)
+        command = await self._begin(request, TurnId(str(uuid.uuid4())), lease_token)
+        begun = await (self._begun_or_joined if joins else self._turns.begin)(command)
+        if isinstance(begun, Replayed):
+            return begun
         chosen = plan(request.options.over(begun.history.document.context))
-        running = RunningTurn(request, turn_id, lease_token, begun, chosen)
-        said = await self._ask(running)
-        turn = await self._finish(running, said)
-        if said.shown.wants_summary:
-            own = plan(begun.history.document.context or ContextOptions())
-            wanted = own if own.strategy == "summary" else chosen
-            self._offer_summary(request.ref, wanted, said.shown.beside)
-        overhead = self._clock.monotonic() - started - said.seconds
-        self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
-        return Answered(turn=turn, replayed=False)
+        running = RunningTurn(request, lease_token, begun, chosen)
+        return self._generations.start(running, streams=streams, started=started)
 
     async def _begun_or_joined(self, command: Begin) -> Begun | Replayed:
         """Beside a running call with the same key, wait for its end and take its result.
@@ -137,22 +265,7 @@ class Chat:
     def _model_of(self, request: ChatRequest) -> str:
         return request.model or self._settings.model
 
-    async def _ask(self, running: RunningTurn) -> _Said:
-        renewing = owned_task(self._keep_lease(running), name="turn-lease")
-        try:
-            shown, prompt = await self._prompt(running)
-            asked = self._clock.monotonic()
-            answer = await self._model.answer(
-                prompt, deadline_seconds=self._settings.deadline_seconds
-            )
-            return _Said(answer=answer, shown=shown, seconds=self._clock.monotonic() - asked)
-        except BaseException as error:
-            await asyncio.shield(self._fail(running, error))
-            raise
-        finally:
-            await ended(renewing)
-
-    async def _prompt(self, running: RunningTurn) -> tuple[Shown, Prompt]:
+    async def _prompt(self, running: RunningTurn) -> Prompt:
         request, history = running.request, running.begun.history
         user_id = history.user_id or request.user_id
         profile = None
@@ -161,60 +274,10 @@ class Chat:
         given = Given(instructions=request.instructions, profile=profile, message=request.message)
         model = self._model_of(request)
         shown = await self._prompting.shown(running.chosen, history, given, model)
-        prompt = Prompt(
+        running.show(shown)
+        return Prompt(
             messages=tuple(wire_messages(shown, given)),
             model=model,
             temperature=request.temperature,
             max_output_tokens=request.max_output_tokens,
         )
-        return shown, prompt
-
-    async def _keep_lease(self, running: RunningTurn) -> None:
-        """Renew until cancelled; a failed renewal is tried again, a lost lease shows at finish."""
-        while True:
-            await asyncio.sleep(self._settings.lease_seconds / RENEWALS_PER_LEASE)
-            try:
-                if await self._turns.renew(running.request.ref, running.lease_token) == "lost":
-                    return
-            except ChatMemoryError:
-                continue
-
-    async def _fail(self, running: RunningTurn, error: BaseException) -> None:
-        outcome = "failed" if isinstance(error, ChatMemoryError) else "interrupted"
-        self._observer.observe(TurnEnded(outcome=outcome, overhead_seconds=None))
-        try:
-            await self._turns.fail(running.finish(body=None, result=b""))
-        except ChatMemoryError:
-            # The lease ends by itself, and the caller learns of the first trouble.
-            return
-
-    async def _finish(self, running: RunningTurn, said: _Said) -> Turn:
-        answer = said.answer
-        state: TurnState = "completed" if answer.complete else "incomplete"
-        body = await self._counting.counted(
-            MessageBody(
-                role="assistant",
-                content=answer.content,
-                tool_calls=answer.tool_calls,
-                turn_id=running.turn_id,
-                status=None if answer.complete else "incomplete",
-                cost=TurnCost(
-                    model=answer.model,
-                    input_tokens=answer.usage.input_tokens,
-                    output_tokens=answer.usage.output_tokens,
-                ),
-            )
-        )
-        finished_milliseconds = self._clock.milliseconds()
-        turn = running.turn(
-            state, answer, body, said.shown, finished_milliseconds=finished_milliseconds
-        )
-        finish = running.finish(body=encode_body(body), result=msgspec.json.encode(turn))
-        finished = await asyncio.shield(self._turns.finish(finish))
-        match finished.outcome:
-            case "stored":
-                return with_answer_id(turn, finished.message_id)
-            case "cancelled":
-                return msgspec.structs.replace(turn, state="cancelled", message=None)
-            case "lost":
-                raise TurnLost

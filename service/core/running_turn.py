@@ -5,23 +5,42 @@ import msgspec
 from service.core.chat_request import ChatRequest
 from service.core.prompting import Shown
 from service.domain.context import Plan
+from service.domain.errors import ChatMemoryError
 from service.domain.ids import ZERO_ID, MessageId, TurnId, id_time, time_of
 from service.domain.messages import Message, MessageBody
-from service.domain.turns import Answer, Turn, TurnContext, TurnState
-from service.ports import Begun, Finish, Replayed
+from service.domain.turns import Turn, TurnContext, TurnError, TurnState, Usage
+from service.ports import Begun, Finish, Replayed, TurnRecord
+
+INTERRUPTED = TurnError(
+    code="model_unavailable",
+    title="The turn was interrupted",
+    detail="The process that ran the turn ended, or lost the session.",
+    retryable=True,
+)
+
+
+UNEXPECTED = TurnError(
+    code="internal",
+    title="Internal error",
+    detail="The service made a mistake; its logs name it.",
+    retryable=False,
+)
 
 
 class RunningTurn:
     """What a turn carries from its begin to its end."""
 
-    def __init__(
-        self, request: ChatRequest, turn_id: TurnId, lease_token: str, begun: Begun, chosen: Plan
-    ) -> None:
+    def __init__(self, request: ChatRequest, lease_token: str, begun: Begun, chosen: Plan) -> None:
         self.request = request
-        self.turn_id = turn_id
+        self.turn_id = begun.turn_id
         self.lease_token = lease_token
         self.begun = begun
         self.chosen = chosen
+        self.shown: Shown | None = None
+        """What the model was shown, once that is decided."""
+
+    def show(self, shown: Shown) -> None:
+        self.shown = shown
 
     def finish(self, *, body: bytes | None, result: bytes) -> Finish:
         return Finish(
@@ -37,35 +56,60 @@ class RunningTurn:
     def turn(
         self,
         state: TurnState,
-        answer: Answer,
-        body: MessageBody,
-        shown: Shown,
         *,
+        body: MessageBody | None = None,
+        usage: Usage | None = None,
+        model: str | None = None,
+        error: TurnError | None = None,
         finished_milliseconds: int,
     ) -> Turn:
         """The turn with its answer under a placeholder: its id is known once it is stored."""
         user_message_id = self.begun.user_message_id
+        shown = self.shown
         return Turn(
             turn_id=self.turn_id,
             session_id=self.request.ref.session_id,
             state=state,
             user_message_id=user_message_id,
-            message=Message(id=ZERO_ID, **msgspec.structs.asdict(body)),
-            usage=answer.usage,
-            model=answer.model,
+            message=Message(id=ZERO_ID, **msgspec.structs.asdict(body)) if body else None,
+            usage=usage or Usage(),
+            model=model,
             context=TurnContext(
                 strategy=self.chosen.strategy,
-                messages=len(shown.messages),
-                tokens=shown.tokens.total,
+                messages=len(shown.messages) if shown else 0,
+                tokens=shown.tokens.total if shown else 0,
             ),
             started_at=id_time(user_message_id),
             finished_at=time_of(finished_milliseconds),
+            error=error,
         )
+
+
+def error_of(error: ChatMemoryError) -> TurnError:
+    return TurnError(
+        code=error.code, title=error.title, detail=error.detail, retryable=error.may_retry
+    )
 
 
 def replayed_turn(replayed: Replayed) -> Turn:
     turn = msgspec.json.decode(replayed.result, type=Turn)
     return with_answer_id(turn, replayed.message_id)
+
+
+def recorded_turn(session_id: str, turn_id: TurnId, record: TurnRecord) -> Turn:
+    """A turn as its record tells of it."""
+    if record.state == "ended" and record.result:
+        turn = msgspec.json.decode(record.result, type=Turn)
+        return with_answer_id(turn, record.message_id)
+    state: TurnState = "failed" if record.state == "ended" else record.state
+    return Turn(
+        turn_id=turn_id,
+        session_id=session_id,
+        state=state,
+        user_message_id=record.user_message_id,
+        started_at=id_time(record.user_message_id),
+        error=INTERRUPTED if state == "interrupted" else None,
+    )
 
 
 def with_answer_id(turn: Turn, message_id: MessageId | None) -> Turn:

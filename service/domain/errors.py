@@ -85,6 +85,13 @@ class SessionNotFound(NotFound):
         super().__init__("There is no session with this id.")
 
 
+class TurnNotFound(NotFound):
+    """Unknown, forgotten by its time, or of another session."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no turn with this id in this session.")
+
+
 class UserNotFound(NotFound):
     def __init__(self) -> None:
         super().__init__("Nothing is known of this user.")
@@ -122,16 +129,17 @@ class TurnLost(ChatMemoryError):
 
 
 class RequestRunning(ChatMemoryError):
-    """A call with the same idempotency key has not finished."""
+    """A call with the same idempotency key has not finished; a turn is named by its id."""
 
     code = "request_running"
     title = "The request is running"
     retryable = True
 
-    def __init__(self) -> None:
+    def __init__(self, turn_id: str = "") -> None:
         super().__init__(
             "A request with this Idempotency-Key is still running.", retry_after_seconds=1
         )
+        self.turn_id = turn_id
 
 
 class PreconditionFailed(ChatMemoryError):

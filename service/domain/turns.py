@@ -31,19 +31,32 @@ class TurnContext(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole input, as counted here before the model was asked."""
 
 
+class TurnError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a turn did not come to its end."""
+
+    code: str
+    title: str
+    detail: str
+    retryable: bool
+
+
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn that has ended; ``message`` is the stored answer, None where nothing was said."""
+    """A turn as its caller sees it; ``message`` is the stored answer, None where nothing was said.
+
+    One that runs, or whose process died, has neither model nor context to tell of.
+    """
 
     turn_id: TurnId
     session_id: str
     state: TurnState
     user_message_id: MessageId
-    message: Message | None
-    usage: Usage
-    model: str
-    context: TurnContext
+    message: Message | None = None
+    usage: Usage = Usage()
+    model: str | None = None
+    context: TurnContext | None = None
     started_at: datetime
-    finished_at: datetime
+    finished_at: datetime | None = None
+    error: TurnError | None = None
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,12 @@ import httpx
 import msgspec
 
 from service.api.app import create_app
-from service.api.use_cases import ApiSettings
+from service.api.use_cases import ApiSettings, UseCases
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.stores import open_store
 from service.bootstrap.use_cases import running_use_cases
 from service.core.readiness import Readiness
-from service.ports import Model
+from service.ports import StreamingModel
 from service.settings import Settings
 from tests.support.stores import Recorder
 
@@ -27,11 +27,12 @@ class Client(msgspec.Struct):
     http: httpx.AsyncClient
     recorder: Recorder
     readiness: Readiness
+    use_cases: UseCases
 
 
 @asynccontextmanager
 async def api_client(
-    model: Model,
+    model: StreamingModel,
     settings: Settings | None = None,
     *,
     docs: bool = True,
@@ -66,7 +67,7 @@ async def api_client(
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType]  # Litestar's ASGI types
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            yield Client(http, recorder, readiness)
+            yield Client(http, recorder, readiness, use_cases)
 
 
 def problem(response, status: int, code: str, field: str | None = None) -> dict[str, Any]:

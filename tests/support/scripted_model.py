@@ -1,8 +1,11 @@
 """A model that says what a test tells it to."""
 
 import asyncio
+import re
+from collections.abc import AsyncGenerator
 
-from service.domain.turns import Answer, Prompt, Usage
+from service.domain.errors import ModelError
+from service.domain.turns import Answer, Delta, Prompt, Usage
 
 
 class ScriptedModel:
@@ -13,6 +16,9 @@ class ScriptedModel:
         self.script: list[Exception | Answer] = []
         self.gate: asyncio.Event | None = None
         self.asked = asyncio.Event()
+        self.word_gate: asyncio.Semaphore | None = None
+        self.breaks_after: int | None = None
+        self.told = 0
 
     async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
         self.prompts.append(prompt)
@@ -23,6 +29,22 @@ class ScriptedModel:
         if isinstance(said, Exception):
             raise said
         return said
+
+    async def stream(
+        self, prompt: Prompt, *, deadline_seconds: float
+    ) -> AsyncGenerator[Delta | Answer]:
+        """Word by word; each waits for ``word_gate``, if there is one."""
+        answer = await self.answer(prompt, deadline_seconds=deadline_seconds)
+        for word in re.findall(r"\S+\s*", answer.content or ""):
+            if self.word_gate is not None:
+                await self.word_gate.acquire()
+            if self.breaks_after is not None and self.told >= self.breaks_after:
+                raise ModelError("The model's answer broke off.", retryable=True)
+            self.told += 1
+            yield Delta(text=word)
+        if answer.tool_calls:
+            yield Delta(tool_calls=answer.tool_calls)
+        yield answer
 
 
 def answer_of(text: str, *, complete: bool = True) -> Answer:

@@ -131,7 +131,7 @@ class MemoryTurns:
         if lease is None or lease.until_milliseconds <= self._store.now:
             return
         if call is not None and call.token == lease.token:
-            raise RequestRunning
+            raise RequestRunning(turn_id=call.turn_id)
         left = lease.until_milliseconds - self._store.now
         raise SessionBusy(retry_after_seconds=max(1, math.ceil(left / 1000)))
 

@@ -225,7 +225,7 @@ def _check_lease(lease: _Lease | None, record: CallRecord | None, token: str) ->
     if lease is None or lease.seconds_left <= 0 or lease.token == token:
         return
     if record is not None and record.token == lease.token:
-        raise RequestRunning
+        raise RequestRunning(turn_id=record.turn_id or "")
     raise SessionBusy(retry_after_seconds=max(1, math.ceil(lease.seconds_left)))
 
 

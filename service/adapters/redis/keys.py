@@ -69,10 +69,10 @@ class Keys:
         return f"{_tag(self.shard(ref))}:once:{digest}"
 
     def turn(self, ref: SessionRef, turn_id: str) -> str:
-        """A digest, as of ``once``."""
-        name = ":".join(map(_segment, (ref.tenant, ref.session_id, turn_id))).encode()
-        digest = hashlib.blake2b(name, digest_size=16).hexdigest()
-        return f"{_tag(self.shard(ref))}:turn:{digest}"
+        return f"{_tag(self.shard(ref))}:turn:{_turn_digest(ref, turn_id)}"
+
+    def pieces(self, ref: SessionRef, turn_id: str) -> str:
+        return f"{_tag(self.shard(ref))}:pieces:{_turn_digest(ref, turn_id)}"
 
     def journal(self, shard: int) -> str:
         return f"{_tag(shard)}:journal"
@@ -85,6 +85,12 @@ class Keys:
 
     def index(self, shard: int, tenant: str) -> str:
         return f"{_tag(shard)}:index:{_segment(tenant)}"
+
+
+def _turn_digest(ref: SessionRef, turn_id: str) -> str:
+    """As of ``once``: what outlives its session must not name it."""
+    name = ":".join(map(_segment, (ref.tenant, ref.session_id, turn_id))).encode()
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
 def _tag(shard: int) -> str:

@@ -159,7 +159,7 @@ class RedisTurns:
             case b"busy":
                 return SessionBusy(retry_after_seconds=max(1, math.ceil(rest[0] / 1000)))
             case b"running":
-                return RequestRunning()
+                return RequestRunning(turn_id=rest[0].decode())
             case _:
                 return self._arguments.refusal(status)
 

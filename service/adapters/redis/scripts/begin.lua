@@ -9,7 +9,8 @@
 --       is a window   17 '1' when what is hot will do
 --       18 tokens of the prompt without the session   19 token budget or ''
 --       20 '1' when the session's own budget decides before 19   21 body   22 random bits
--- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id} | {'running'} | {'reused'}
+-- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id}
+--       | {'running', turn id} | {'reused'}
 --       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
 --       | {'over', budget}
 -- The lease of a dead owner ends by itself; a failed or interrupted call is taken up again without a
@@ -31,7 +32,7 @@ end
 local leased = head.lease and tonumber(head.lease_until) > now
 local ours = leased and head.lease == ARGV[12]
 if leased and not ours then
-  if record.token == head.lease then return { 'running' } end
+  if record.token == head.lease then return { 'running', record.turn or '' } end
   return { 'busy', tonumber(head.lease_until) - now }
 end
 

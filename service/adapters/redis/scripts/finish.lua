@@ -5,8 +5,9 @@
 --       12 result for a repeated call   13 body of the answer or ''   14 random bits
 -- Reply {'stored', answer id or ''} | {'cancelled'} | {'lost'}
 -- Only the owner of the lease writes. An answer to an accepted message is accepted also where the
--- backlog is full. Cancelled: the session was cleared or deleted meanwhile; nothing was said then,
--- and what was taken out of the record stays away.
+-- backlog is full. Pieces of it for readers elsewhere go: they find the result. Cancelled: the
+-- session was cleared or deleted meanwhile; nothing was said then, and what was taken out of the
+-- record stays away.
 local record = redis.call('HMGET', KEYS[8], 'state', 'token', 'message', 'answer')
 if record[1] == 'cancelled' and record[2] == ARGV[9] then
   leave_nothing()
@@ -24,6 +25,7 @@ if head.lease ~= ARGV[9] then
   return { cleared and 'cancelled' or 'lost' }
 end
 
+forget_pieces()
 local answer = ''
 if ARGV[13] ~= '' then answer = say(13, 1)[1] end
 set('lease', '')

@@ -215,8 +215,17 @@ local function remember()
   redis.call('SET', KEYS[8], '1', 'PX', REPEAT_MILLISECONDS)
 end
 
+local function forget_pieces()
+  local pieces = redis.call('HGET', HEAD, 'pieces')
+  if pieces then
+    redis.call('DEL', pieces)
+    set('pieces', '')
+  end
+end
+
 local function forget_messages(cleared_through)
   redis.call('DEL', TAIL, PINS)
+  forget_pieces()
   set('cleared', cleared_through)
   set('floor', ZERO)
   set('held', 0)

@@ -1,0 +1,318 @@
+"""Turns as streams, over real servers: left, joined from elsewhere, cancelled, cut off."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from service.api.server import Listener, ServiceServer
+from service.settings import Settings
+from tests.support.api import Client, api_client
+from tests.support.polling import eventually
+from tests.support.scripted_model import ScriptedModel
+
+CHAT = "/v1/sessions/s/chat"
+ASKED = {"message": "one two three four", "stream": True}
+SAID = "echo: one two three four"
+
+
+class Event(msgspec.Struct):
+    id: str
+    name: str
+    data: dict[str, Any]
+
+
+class Process(msgspec.Struct):
+    """An API of its own over the stores that others use too."""
+
+    http: httpx.AsyncClient
+    model: ScriptedModel
+    client: Client
+    server: ServiceServer
+
+    async def events(self, path: str, **request: Any) -> AsyncGenerator[Event]:
+        async with self.http.stream(request.pop("method", "POST"), path, **request) as response:
+            assert response.status_code == 200, await response.aread()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert response.headers["x-accel-buffering"] == "no"
+            assert "no-cache" in response.headers["cache-control"]
+            fields: dict[str, str] = {}
+            async for line in response.aiter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                elif "event" in fields:
+                    data = msgspec.json.decode(fields["data"])
+                    yield Event(fields["id"], fields["event"], data)
+                    fields = {}
+
+    async def turn(self, turn_id: str) -> dict[str, Any]:
+        response = await self.http.get(f"/v1/sessions/s/turns/{turn_id}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def joined(self, turn_id: str, **headers: str) -> AsyncGenerator[Event]:
+        path = f"/v1/sessions/s/turns/{turn_id}/events"
+        return self.events(path, method="GET", headers=headers)
+
+    async def messages(self) -> list[tuple[str, Any, Any]]:
+        items = (await self.http.get("/v1/sessions/s/messages")).json()["items"]
+        return [(item["role"], item["content"], item["status"]) for item in items]
+
+
+@asynccontextmanager
+async def process(settings: Settings, **options: Any) -> AsyncGenerator[Process]:
+    model = ScriptedModel()
+    async with api_client(model, settings, **options) as client:
+        transport: Any = client.http._transport
+        server = ServiceServer(
+            [Listener(app=transport.app, host="127.0.0.1", port=0)],
+            drain=client.readiness.drain,
+            grace_seconds=1,
+        )
+        started = asyncio.Event()
+        serving = asyncio.create_task(server.serve(started=started.set))
+        await started.wait()
+        url = f"http://127.0.0.1:{server.ports[0]}"
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+                yield Process(http, model, client, server)
+        finally:
+            server.stop()
+            await asyncio.wait_for(serving, 10)
+
+
+@pytest.fixture(params=["memory", "postgres", "redis", "hybrid"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    of_postgres = request.param in {"postgres", "hybrid"}
+    of_redis = request.param in {"redis", "hybrid"}
+    return Settings(
+        store=request.param,
+        database_url=request.getfixturevalue("database_url") if of_postgres else None,
+        redis_url=request.getfixturevalue("redis_url") if of_redis else None,
+        turn_lease_seconds=1.0,
+    )
+
+
+@pytest.fixture
+async def here(settings: Settings) -> AsyncGenerator[Process]:
+    async with process(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["postgres", "redis", "hybrid"])
+async def two(
+    request: pytest.FixtureRequest, database_url: str, redis_url: str
+) -> AsyncGenerator[tuple[Process, Process]]:
+    shared = Settings(
+        store=request.param,
+        database_url=None if request.param == "redis" else database_url,
+        redis_url=None if request.param == "postgres" else redis_url,
+        turn_lease_seconds=1.0,
+    )
+    async with process(shared) as one, process(shared) as other:
+        yield one, other
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.data["text"] for event in events if event.name == "delta")
+
+
+async def all_of(events: AsyncGenerator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
+async def left_after(process: Process, words: int, **fields: Any) -> list[Event]:
+    """The events of a turn whose caller goes after so many words, while others wait."""
+    process.model.word_gate = asyncio.Semaphore(words)
+    seen: list[Event] = []
+    async with aclosing(process.events(CHAT, json=ASKED | fields)) as events:
+        async for event in events:
+            seen.append(event)
+            if sum(one.name == "delta" for one in seen) == words:
+                return seen
+    raise AssertionError("ended before")
+
+
+def go_on(process: Process) -> None:
+    assert process.model.word_gate is not None
+    for _ in range(100):
+        process.model.word_gate.release()
+
+
+async def test_a_turn_is_told_piece_by_piece_and_stored_as_a_plain_one_is(here):
+    events = await all_of(here.events(CHAT, json=ASKED))
+    assert [event.name for event in events] == ["turn.started", *["delta"] * 5, "turn.completed"]
+    started, *deltas, ended = events
+    assert started.data["session_id"] == "s"
+    assert text_of(events) == SAID
+    assert [event.id for event in deltas] == ["6-0", "10-0", "14-0", "20-0", "24-0"]
+    turn = ended.data
+    assert (turn["state"], turn["response"]) == ("completed", SAID)
+    assert turn["turn_id"] == started.data["turn_id"]
+    assert turn["user_message_id"] == started.data["user_message_id"]
+    assert turn["usage"]["total_tokens"] == 7
+    assert await here.messages() == [("user", ASKED["message"], None), ("assistant", SAID, None)]
+    assert await here.turn(turn["turn_id"]) == turn
+    again = await all_of(here.joined(turn["turn_id"]))
+    assert [event.name for event in again] == ["turn.started", "delta", "turn.completed"]
+    assert (text_of(again), again[-1].data) == (SAID, turn)
+
+
+async def test_who_leaves_loses_nothing_and_joins_again_where_it_was(here):
+    seen = await left_after(here, 2)
+    turn_id = seen[0].data["turn_id"]
+    assert (await here.turn(turn_id))["state"] == "running"
+    joining = asyncio.ensure_future(all_of(here.joined(turn_id, **{"last-event-id": seen[-1].id})))
+    go_on(here)
+    rest = await joining
+    assert text_of(seen) + text_of(rest) == SAID
+    assert "turn.started" not in [event.name for event in rest]
+    assert rest[-1].data["state"] == "completed"
+    assert [role for role, _, _ in await here.messages()] == ["user", "assistant"]
+
+
+async def test_a_turn_goes_on_when_everybody_has_left(here):
+    [started] = await left_after(here, 0)
+    go_on(here)
+
+    async def completed() -> bool:
+        return (await here.turn(started.data["turn_id"]))["state"] == "completed"
+
+    await eventually(completed, within_seconds=5)
+    assert (await here.messages())[1] == ("assistant", SAID, None)
+    tail = await all_of(here.joined(started.data["turn_id"], **{"last-event-id": "10-0"}))
+    assert text_of(tail) == "two three four"
+    end = await all_of(here.joined(started.data["turn_id"], **{"last-event-id": "end"}))
+    assert [event.name for event in end] == ["turn.completed"]
+
+
+async def test_a_turn_is_joined_from_another_process(two):
+    one, other = two
+    seen = await left_after(one, 2)
+    turn_id = seen[0].data["turn_id"]
+    joining = asyncio.ensure_future(all_of(other.joined(turn_id, **{"last-event-id": "6-0"})))
+    await asyncio.sleep(0.3)  # So that it has looked at what there is before there is more.
+    assert not joining.done()
+    go_on(one)
+    rest = await joining
+    assert text_of(rest) == "one two three four"
+    assert rest[-1].data == await one.turn(turn_id)
+
+
+async def test_a_turn_is_cancelled_from_another_process_within_a_second(two):
+    one, other = two
+    seen = await left_after(one, 2)
+    turn_id = seen[0].data["turn_id"]
+    async with asyncio.timeout(1.5):
+        answer = await other.http.post(f"/v1/sessions/s/turns/{turn_id}/cancel")
+    turn = answer.json()
+    assert (answer.status_code, turn["state"], turn["response"]) == (200, "cancelled", "echo: one ")
+    assert await one.messages() == [
+        ("user", ASKED["message"], None),
+        ("assistant", "echo: one ", "incomplete"),
+    ]
+    again = await other.http.post(f"/v1/sessions/s/turns/{turn_id}/cancel")
+    assert again.json() == turn
+    # The session is free.
+    one.model.word_gate = None
+    assert (await other.http.post(CHAT, json={"message": "next"})).status_code == 200
+
+
+async def test_a_turn_is_cancelled_before_it_said_anything(here):
+    [started] = await left_after(here, 0)
+    turn_id = started.data["turn_id"]
+    turn = (await here.http.post(f"/v1/sessions/s/turns/{turn_id}/cancel")).json()
+    assert (turn["state"], turn["message"]) == ("cancelled", None)
+    assert [role for role, _, _ in await here.messages()] == ["user"]
+
+
+async def test_a_stream_that_breaks_off_keeps_what_was_said(here):
+    here.model.breaks_after = 2
+    events = await all_of(here.events(CHAT, json=ASKED))
+    turn = events[-1].data
+    assert events[-1].name == "turn.completed"
+    assert (turn["state"], turn["response"]) == ("incomplete", "echo: one ")
+    assert turn["error"]["code"] == "model_error"
+    assert (await here.messages())[1] == ("assistant", "echo: one ", "incomplete")
+    assert len(here.model.prompts) == 1
+
+
+async def test_a_stream_that_fails_before_it_says_anything_fails(here):
+    here.model.breaks_after = 0
+    headers = {"Idempotency-Key": "k"}
+    events = await all_of(here.events(CHAT, json=ASKED, headers=headers))
+    assert [event.name for event in events] == ["turn.started", "turn.failed"]
+    turn = events[-1].data
+    assert (turn["state"], turn["error"]["status"], turn["message"]) == ("failed", 502, None)
+    assert await here.turn(turn["turn_id"]) == turn
+    here.model.breaks_after = None
+    again = await all_of(here.events(CHAT, json=ASKED, headers=headers))
+    assert again[-1].data["state"] == "completed"
+    assert again[0].data["turn_id"] == turn["turn_id"]
+    assert [role for role, _, _ in await here.messages()] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_repeated_key_joins_the_running_turn_streamed_or_not(here, streams):
+    headers = {"Idempotency-Key": "k"}
+    here.model.word_gate = asyncio.Semaphore(2)
+    first = asyncio.ensure_future(all_of(here.events(CHAT, json=ASKED, headers=headers)))
+    await here.model.asked.wait()
+    body = ASKED | {"stream": streams}
+    if streams:
+        joining: Any = asyncio.ensure_future(all_of(here.events(CHAT, json=body, headers=headers)))
+    else:
+        joining = asyncio.ensure_future(here.http.post(CHAT, json=body, headers=headers))
+    await asyncio.sleep(0.2)  # So that it joins what runs rather than what has ended.
+    go_on(here)
+    turn = (await first)[-1].data
+    other = await joining
+    assert (other[-1].data if streams else other.json()) == turn
+    assert len(here.model.prompts) == 1
+    replayed = await all_of(here.events(CHAT, json=ASKED, headers=headers))
+    assert (text_of(replayed), replayed[-1].data) == (SAID, turn)
+
+
+async def test_a_clear_cancels_a_stream_and_a_deletion_ends_it(here):
+    for path in ("/v1/sessions/s/messages", "/v1/sessions/s"):
+        here.model.word_gate = asyncio.Semaphore(1)
+        streaming = asyncio.ensure_future(all_of(here.events(CHAT, json=ASKED)))
+        await here.model.asked.wait()
+        here.model.asked.clear()
+        assert (await here.http.delete(path)).status_code == 204
+        async with asyncio.timeout(3):
+            events = await streaming
+        assert events[-1].name == "turn.completed"
+        assert (events[-1].data["state"], events[-1].data["message"]) == ("cancelled", None)
+    assert (await here.http.get("/v1/sessions/s")).status_code == 404
+
+
+async def test_what_keeps_a_turn_from_its_begin_is_a_plain_answer(here):
+    await left_after(here, 0)
+    response = await here.http.post(CHAT, json=ASKED)
+    assert (response.status_code, response.json()["code"]) == (409, "session_busy")
+    unknown = "/v1/sessions/s/turns/nobody"
+    for path in (unknown, f"{unknown}/events"):
+        assert (await here.http.get(path)).status_code == 404
+    assert (await here.http.post(f"{unknown}/cancel")).status_code == 404
+    bad = await here.http.get(f"{unknown}/events", headers={"last-event-id": "x"})
+    assert (bad.status_code, bad.json()["code"]) == (422, "invalid_value")
+
+
+async def test_a_process_that_ends_interrupts_its_turns_and_others_are_told(two):
+    one, other = two
+    seen = await left_after(one, 1)
+    turn_id = seen[0].data["turn_id"]
+    joining = asyncio.ensure_future(all_of(other.joined(turn_id)))
+    stopping = asyncio.ensure_future(one.client.use_cases.chat.stop())
+    async with asyncio.timeout(3):
+        events = await joining
+    await stopping
+    assert (events[-1].name, events[-1].data["state"]) == ("turn.failed", "interrupted")
+    assert (await other.turn(turn_id))["state"] == "interrupted"
+    assert (await other.http.post(CHAT, json={"message": "next"})).status_code == 200
