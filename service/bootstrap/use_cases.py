@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
+from service.adapters.openai.model import ModelSettings, NoModel, OpenAIModel
 from service.adapters.tokens.vocabularies import Vocabularies
 from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
