@@ -150,6 +150,8 @@ def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:
             connect_seconds=settings.openai_connect_timeout_seconds,
             max_retries=settings.openai_max_retries,
             connections=settings.openai_pool_size,
+            first_token_seconds=settings.first_token_timeout_seconds,
+            stall_seconds=settings.stall_timeout_seconds,
         ),
         observer,
     )
