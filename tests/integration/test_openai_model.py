@@ -20,7 +20,7 @@ from service.domain.errors import (
     ModelUnavailable,
 )
 from service.domain.observations import ModelCalled
-from service.domain.turns import Prompt, Usage
+from service.domain.turns import Answer, Prompt, Usage
 from tests.support.model_server import ModelServer, Reply
 from tests.support.openai_models import KEY, PROMPT, QUESTION, model_of
 from tests.support.polling import eventually
@@ -108,12 +108,28 @@ async def test_nul_characters_are_replaced_for_postgres_refuses_them(model, serv
     ]
 
 
+CHOICES = {
+    "temperature": 0.0,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}},
+}
+
+
 async def test_choices_of_the_caller_reach_the_model(model, server):
-    await ask(model, msgspec.structs.replace(PROMPT, temperature=0.0, max_output_tokens=9))
-    assert (server.requests[0]["temperature"], server.requests[0]["max_completion_tokens"]) == (
-        0,
-        9,
-    )
+    prompt = msgspec.structs.replace(PROMPT, max_output_tokens=9, **CHOICES)
+    await ask(model, prompt)
+    [answer] = [
+        piece
+        async for piece in model.stream(prompt, deadline_seconds=10)
+        if isinstance(piece, Answer)
+    ]
+    assert answer.content == f"echo: {QUESTION}"
+
+    plain, streamed = server.requests
+    asked = {"model": "m", "messages": [{"role": "user", "content": QUESTION}]}
+    assert plain == asked | CHOICES | {"max_completion_tokens": 9}
+    assert streamed == plain | {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])

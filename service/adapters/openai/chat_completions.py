@@ -91,6 +91,9 @@ class ChatCompletions:
             # OpenAI's reasoning models refuse max_tokens; llama.cpp's server reads both and prefers
             # this one. Never both: OpenAI refuses that too.
             "max_completion_tokens": prompt.max_output_tokens,
+            "tools": prompt.tools,
+            "tool_choice": prompt.tool_choice,
+            "response_format": prompt.response_format,
         }
         if streamed:
             chosen |= {"stream": True, "stream_options": {"include_usage": True}}
