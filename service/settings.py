@@ -87,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_seconds: Seconds = 20.0
     turn_deadline_seconds: Annotated[float, Meta(gt=0, le=270)] = 120.0
     turn_lease_seconds: Annotated[float, Meta(ge=1)] = 10.0
+    first_token_timeout_seconds: Seconds = 30.0
+    stall_timeout_seconds: Seconds = 20.0
 
     summary_model: str | None = None
     summary_tokens_max: Annotated[int, Meta(ge=16, le=32_000)] = 500
@@ -180,6 +182,11 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, field)
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{field.upper()}: must be a finite number")
+    if settings.stall_timeout_seconds > settings.first_token_timeout_seconds:
+        raise SettingsError(
+            "STALL_TIMEOUT_SECONDS: must be at most FIRST_TOKEN_TIMEOUT_SECONDS, which is "
+            f"{settings.first_token_timeout_seconds:g}"
+        )
     if settings.port == settings.ops_port:
         raise SettingsError("OPS_PORT: must differ from PORT")
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
+from service.adapters.openai.model import ModelSettings, NoModel, OpenAIModel
 from service.adapters.tokens.vocabularies import Vocabularies
 from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
@@ -157,6 +157,8 @@ def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:
             connect_seconds=settings.openai_connect_timeout_seconds,
             max_retries=settings.openai_max_retries,
             connections=settings.openai_pool_size,
+            first_token_seconds=settings.first_token_timeout_seconds,
+            stall_seconds=settings.stall_timeout_seconds,
         ),
         observer,
     )

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from service.adapters.openai.chat_completions import NoModel
+from service.adapters.openai.model import NoModel
 from service.api.server import Listener, ServiceServer
 from service.core import importing
 from service.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 from asyncpg.transaction import Transaction
 from redis.asyncio import Redis
 
-from service.adapters.openai.chat_completions import NoModel
+from service.adapters.openai.model import NoModel
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.erasing import PostgresArchiveErasure
 from service.adapters.postgres.imports import IMPORTS_MAX

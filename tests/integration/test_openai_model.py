@@ -4,15 +4,14 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
 
 import msgspec
 import pytest
 
-from service.adapters.openai.chat_completions import ModelSettings, NoModel, OpenAIModel
-from service.adapters.openai.wire import read_answer
+from service.adapters.openai.chat_completions import ChatCompletions
+from service.adapters.openai.model import NoModel, OpenAIModel
 from service.domain.errors import (
     ChatMemoryError,
     ContextTooLarge,
@@ -21,14 +20,11 @@ from service.domain.errors import (
     ModelUnavailable,
 )
 from service.domain.observations import ModelCalled
-from service.domain.turns import Prompt, Usage
+from service.domain.turns import Answer, Prompt, Usage
 from tests.support.model_server import ModelServer, Reply
+from tests.support.openai_models import KEY, PROMPT, QUESTION, model_of
 from tests.support.polling import eventually
 from tests.support.stores import Recorder
-
-KEY = "sk-planted-secret"
-QUESTION = "the planted question 你好 🦉 \u202e שלום"
-PROMPT = Prompt(messages=({"role": "user", "content": QUESTION},), model="m")
 
 
 @pytest.fixture
@@ -46,14 +42,6 @@ def recorder() -> Recorder:
 async def model(server: ModelServer, recorder: Recorder) -> AsyncGenerator[OpenAIModel]:
     async with model_of(recorder, base_url=server.base_url) as model:
         yield model
-
-
-@asynccontextmanager
-async def model_of(recorder: Recorder, **changes: Any) -> AsyncGenerator[OpenAIModel]:
-    settings = msgspec.structs.replace(ModelSettings(api_key=KEY, max_retries=1), **changes)
-    model = OpenAIModel(settings, recorder)
-    yield model
-    await model.close()
 
 
 async def ask(model: OpenAIModel, prompt: Prompt = PROMPT, seconds: float = 10):
@@ -120,12 +108,28 @@ async def test_nul_characters_are_replaced_for_postgres_refuses_them(model, serv
     ]
 
 
+CHOICES = {
+    "temperature": 0.0,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}},
+}
+
+
 async def test_choices_of_the_caller_reach_the_model(model, server):
-    await ask(model, msgspec.structs.replace(PROMPT, temperature=0.0, max_output_tokens=9))
-    assert (server.requests[0]["temperature"], server.requests[0]["max_completion_tokens"]) == (
-        0,
-        9,
-    )
+    prompt = msgspec.structs.replace(PROMPT, max_output_tokens=9, **CHOICES)
+    await ask(model, prompt)
+    [answer] = [
+        piece
+        async for piece in model.stream(prompt, deadline_seconds=10)
+        if isinstance(piece, Answer)
+    ]
+    assert answer.content == f"echo: {QUESTION}"
+
+    plain, streamed = server.requests
+    asked = {"model": "m", "messages": [{"role": "user", "content": QUESTION}]}
+    assert plain == asked | CHOICES | {"max_completion_tokens": 9}
+    assert streamed == plain | {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
@@ -176,14 +180,14 @@ DEEP = b'{"choices": [{"message": {"tool_calls": [' + b'{"a":' * 100_000
         ([Reply(status=422)], ModelError, False, 1),
         ([Reply(status=400, body=error("context_length_exceeded"))], ContextTooLarge, False, 1),
         ([Reply(status=400, body=LLAMA_CONTEXT)], ContextTooLarge, False, 1),
-        ([Reply(body=b'{"choices": [{"mess')], ModelError, True, 1),
-        ([Reply(body=b'{"choices": []}')], ModelError, True, 1),
-        ([Reply(body=b"\xff")], ModelError, True, 1),
-        ([Reply(body=b"null")], ModelError, True, 1),
-        ([Reply(body=b"")], ModelError, True, 1),
-        ([Reply(body=b"<html>planted</html>")], ModelError, True, 1),
-        ([Reply(body=DEEP)], ModelError, True, 1),
-        ([Reply(message={"role": "assistant", "content": ""})], ModelError, True, 1),
+        ([Reply(body=b'{"choices": [{"mess')] * 2, ModelError, True, 2),
+        ([Reply(body=b'{"choices": []}')] * 2, ModelError, True, 2),
+        ([Reply(body=b"\xff")] * 2, ModelError, True, 2),
+        ([Reply(body=b"null")] * 2, ModelError, True, 2),
+        ([Reply(body=b"")] * 2, ModelError, True, 2),
+        ([Reply(body=b"<html>planted</html>")] * 2, ModelError, True, 2),
+        ([Reply(body=DEEP)] * 2, ModelError, True, 2),
+        ([Reply(message={"role": "assistant", "content": ""})] * 2, ModelError, True, 2),
     ],
 )
 async def test_each_trouble_has_its_error(model, server, recorder, replies, kind, retryable, calls):
@@ -346,7 +350,7 @@ async def test_the_environment_changes_nothing(monkeypatch, server, recorder):
 async def test_the_package_is_imported_when_the_model_is_opened_and_not_before():
     code = (
         "import asyncio, sys\n"
-        "from service.adapters.openai.chat_completions import ModelSettings, OpenAIModel\n"
+        "from service.adapters.openai.model import ModelSettings, OpenAIModel\n"
         "model = OpenAIModel(ModelSettings(api_key='k'), None)\n"
         "assert 'openai' not in sys.modules\n"
         "asyncio.run(model.open())\n"
@@ -364,5 +368,8 @@ async def test_without_a_model_every_question_says_why():
 @pytest.mark.parametrize("name", ["x" * 9000, "a\nb", ""])
 def test_a_name_that_is_none_is_not_what_an_answer_is_counted_under(name):
     body = {"model": name, "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
-    assert read_answer(msgspec.json.encode(body), "asked").model == "asked"
-    assert read_answer(msgspec.json.encode(body | {"model": "m-1"}), "asked").model == "m-1"
+    assert ChatCompletions().read_answer(msgspec.json.encode(body), "asked").model == "asked"
+    assert (
+        ChatCompletions().read_answer(msgspec.json.encode(body | {"model": "m-1"}), "asked").model
+        == "m-1"
+    )

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from service.adapters.openai.chat_completions import NoModel
+from service.adapters.openai.model import NoModel
 from tests.support.api import Client, api_client
 
 JSON = {"content-type": "application/json"}

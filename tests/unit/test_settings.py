@@ -52,6 +52,7 @@ def test_every_setting_has_a_comment():
         ("OPENAI_BASE_URL", "notaurl", "OPENAI_BASE_URL: must begin with http://"),
         ("OPENAI_API_KEY", "geheimÉ", "OPENAI_API_KEY: must be ASCII"),
         ("REQUEST_TIMEOUT_SECONDS", "inf", "REQUEST_TIMEOUT_SECONDS: must be a finite number"),
+        ("STALL_TIMEOUT_SECONDS", "31", "STALL_TIMEOUT_SECONDS: must be at most FIRST_TOKEN"),
         ("REDIS_URL_FILE", "/nowhere/at/all", "REDIS_URL_FILE: cannot be read"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.adapters.openai.chat_completions import NoModel
+from service.adapters.openai.model import NoModel
 from service.api.middleware import STREAM, Deadline
 from tests.support.api import api_client
 

@@ -1,171 +1,206 @@
-"""The model behind Chat Completions, through the openai package's client.
+"""The Chat Completions wire format, which every OpenAI-compatible server speaks."""
 
-The package takes two seconds and 50 MB to import, so it is imported when the first client is made.
-"""
-
-import asyncio
-import time
-from collections.abc import Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
-from service.adapters.openai.wire import read_answer
-from service.domain.errors import ChatMemoryError, ModelTimeout, ModelUnavailable
-from service.domain.observations import ModelCalled
-from service.domain.turns import Answer, Prompt, Usage
-from service.ports import Observer
+from service.adapters.openai.events import Event
+from service.adapters.openai.refusals import of_event, read_error_names
+from service.adapters.openai.wire import (
+    UNREADABLE,
+    Gathered,
+    Tokens,
+    empty,
+    model_name,
+    truncated,
+    unreadable,
+    usage_of,
+    without_nul,
+)
+from service.domain.errors import ModelError
+from service.domain.turns import Answer, Delta, Prompt, Usage
 
-if TYPE_CHECKING:
-    import openai
-
-DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
-CLOSED: Final = "The model's client is closed."
-
-
-class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
-    api_key: str
-    base_url: str | None = None
-    connect_seconds: float = 5.0
-    max_retries: int = 2
-    """The one budget of repeated attempts; the client waits between them as the server asks."""
-    connections: int = 100
+CUT_REASONS: Final = frozenset({"length", "content_filter"})
+DONE: Final = b"[DONE]"
+NO_USAGE: Final = (b"", b"null")
+"""What every chunk but the last says of it."""
 
 
-class OpenAIModel:
-    """Model at any server that speaks Chat Completions."""
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: Tokens | None = None
 
-    def __init__(self, settings: ModelSettings, observer: Observer) -> None:
-        self._settings = settings
-        self._observer = observer
-        self._opening = asyncio.Lock()
-        self._closed = False
-        self._client: openai.AsyncOpenAI | None = None
 
-    async def open(self) -> None:
-        """Import the package, connect nothing yet; done by the first call otherwise."""
-        await self._opened()
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: Tokens | None = None
 
-    async def close(self) -> None:
-        """Close the connections for good; calls after it raise ModelUnavailable."""
-        self._closed = True
-        async with self._opening:
-            if self._client is not None:
-                await self._client.close()
 
-    async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
-        started = time.monotonic()
-        outcome, usage = "internal", Usage()
+class _Usage(msgspec.Struct):
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    model: str | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+
+
+class _Piece(_Message):
+    # Servers of reasoning models stream what they think under one of these names.
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+
+class _ChunkChoice(msgspec.Struct):
+    delta: _Piece | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_ChunkChoice] | None = None
+    model: str | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: Any = None
+
+
+_chunks: Final = msgspec.json.Decoder(_Chunk)
+
+
+class ChatCompletions:
+    """WireFormat of POST /chat/completions."""
+
+    path = "/chat/completions"
+
+    def body(self, prompt: Prompt, *, streamed: bool) -> dict[str, Any]:
+        chosen: dict[str, Any] = {
+            "temperature": prompt.temperature,
+            # OpenAI's reasoning models refuse max_tokens; llama.cpp's server reads both and prefers
+            # this one. Never both: OpenAI refuses that too.
+            "max_completion_tokens": prompt.max_output_tokens,
+            "tools": prompt.tools,
+            "tool_choice": prompt.tool_choice,
+            "response_format": prompt.response_format,
+        }
+        if streamed:
+            chosen |= {"stream": True, "stream_options": {"include_usage": True}}
+        asked: dict[str, Any] = {"model": prompt.model, "messages": list(prompt.messages)}
+        return asked | {name: value for name, value in chosen.items() if value is not None}
+
+    def read_answer(self, content: bytes, asked_model: str) -> Answer:
         try:
-            answer = await self._answer(prompt, deadline_seconds)
-            outcome, usage = "ok", answer.usage
-        except ChatMemoryError as error:
-            outcome = error.code
-            raise
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        finally:
-            self._observer.observe(
-                ModelCalled(
-                    model=prompt.model,
-                    outcome=outcome,
-                    seconds=time.monotonic() - started,
-                    input_tokens=usage.input_tokens,
-                    output_tokens=usage.output_tokens,
-                )
-            )
-        return answer
+            completion = msgspec.json.decode(without_nul(content), type=_Completion)
+        except UNREADABLE as error:
+            raise unreadable() from error
+        if not completion.choices:
+            raise ModelError("The model's answer has no choices.", retryable=True)
 
-    async def _answer(self, prompt: Prompt, deadline_seconds: float) -> Answer:
+        choice = completion.choices[0]
+        # A refusal is what the model said, not a fault.
+        text = choice.message.content or choice.message.refusal
+        tool_calls = choice.message.tool_calls or None
+        if not text and tool_calls is None:
+            raise empty(choice.finish_reason)
+        return Answer(
+            content=text or None,
+            tool_calls=tool_calls,
+            complete=choice.finish_reason not in CUT_REASONS,
+            usage=_read_usage(completion.usage),
+            model=model_name(completion.model, asked_model),
+        )
+
+    def reading(self, asked_model: str) -> "CompletionReading":
+        return CompletionReading(asked_model)
+
+
+class CompletionReading:
+    """Reading of the chunks of one completion."""
+
+    def __init__(self, asked_model: str) -> None:
+        self._model = asked_model
+        self._gathered = Gathered()
+        self._finish_reason: str | None = None
+        self._usage = Usage()
+        self.begun = False
+        self.over = False
+
+    @property
+    def ended(self) -> bool:
+        return self._finish_reason is not None
+
+    def take(self, event: Event) -> Delta | None:
+        if event.data == DONE:
+            self.over = True
+            return None
+        if event.name == b"error":
+            raise of_event(read_error_names(event.data))
         try:
-            async with asyncio.timeout(deadline_seconds):
-                content = await self._post(_body(prompt), deadline_seconds)
-        except TimeoutError as error:
-            raise ModelTimeout("The model did not answer in time.") from error
-        return read_answer(content, prompt.model)
+            chunk = _chunks.decode(without_nul(event.data))
+        except UNREADABLE as error:
+            raise unreadable() from error
+        if chunk.error is not None:
+            raise of_event(read_error_names(event.data))
 
-    async def _post(self, body: Mapping[str, Any], deadline_seconds: float) -> bytes:
-        """One call with the client's retries; returns the body of its 2xx answer."""
-        client = await self._opened()
-        faults = import_module("service.adapters.openai.faults")
-        httpx = import_module("httpx2")
-        try:
-            # The low-level call: the typed one walks over every message of the window.
-            response = await client.post(
-                "/chat/completions",
-                cast_to=httpx.Response,
-                body=body,
-                options={"timeout": self._timeout(deadline_seconds)},
-            )
-        except Exception as error:
-            if self._closed:
-                raise ModelUnavailable(CLOSED) from error
-            raise faults.translated(error) from error
-        return response.content
+        self._model = model_name(chunk.model, self._model)
+        if bytes(chunk.usage) not in NO_USAGE:
+            self._usage = _read_usage(chunk.usage)
+        if not chunk.choices:
+            return None
+        return self._take_choice(chunk.choices[0], len(event.data))
 
-    async def _opened(self) -> "openai.AsyncOpenAI":
-        async with self._opening:
-            if self._closed:
-                raise ModelUnavailable(CLOSED)
-            if self._client is None:
-                await asyncio.to_thread(import_module, "openai")
-                self._client = _make_client(self._settings)
-            return self._client
+    def answer(self) -> Answer:
+        if self._finish_reason is None:
+            raise truncated()
+        text, tool_calls = self._gathered.text, self._gathered.tool_calls()
+        if not text and tool_calls is None:
+            raise empty(self._finish_reason)
+        return Answer(
+            content=text or None,
+            tool_calls=tool_calls,
+            complete=self._finish_reason not in CUT_REASONS,
+            usage=self._usage,
+            model=self._model,
+        )
 
-    def _timeout(self, deadline_seconds: float) -> Any:
-        connect = min(self._settings.connect_seconds, deadline_seconds)
-        return import_module("httpx2").Timeout(deadline_seconds, connect=connect)
-
-
-class NoModel:
-    """Model where none is configured."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
-        del prompt, deadline_seconds
-        raise ModelUnavailable(self._reason, retry_after_seconds=60)
-
-    async def open(self) -> None:
-        """Nothing to open."""
-
-    async def close(self) -> None:
-        """Nothing to close."""
+    def _take_choice(self, choice: _ChunkChoice, event_bytes: int) -> Delta | None:
+        if choice.finish_reason == "error":
+            raise of_event([])
+        self._finish_reason = choice.finish_reason or self._finish_reason
+        piece = choice.delta or _Piece()
+        delta = self._gathered.add(
+            (piece.content or "") + (piece.refusal or ""),
+            piece.tool_calls or (),
+            event_bytes=event_bytes,
+        )
+        thought = piece.reasoning_content or piece.reasoning
+        self.begun = self.begun or delta is not None or bool(thought)
+        return delta
 
 
-def _make_client(settings: ModelSettings) -> "openai.AsyncOpenAI":
-    openai = import_module("openai")
-    httpx = import_module("httpx2")
-    client = openai.AsyncOpenAI(
-        api_key=settings.api_key,
-        base_url=settings.base_url or DEFAULT_BASE_URL,
-        max_retries=settings.max_retries,
-        http_client=openai.DefaultAsyncHttpxClient(
-            trust_env=False,
-            limits=httpx.Limits(
-                max_connections=settings.connections,
-                max_keepalive_connections=settings.connections,
-            ),
-            timeout=httpx.Timeout(None, connect=settings.connect_seconds),
-        ),
+def _read_usage(raw: msgspec.Raw) -> Usage:
+    """Counts that are missing or make no sense cost nobody an answer: they are zero."""
+    try:
+        usage = msgspec.json.decode(raw, type=_Usage)
+    except UNREADABLE:
+        return Usage()
+    cached, reasoning = usage.prompt_tokens_details, usage.completion_tokens_details
+    return usage_of(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        cached=cached.cached_tokens if cached else None,
+        reasoning=reasoning.reasoning_tokens if reasoning else None,
     )
-    # What the environment says beside our settings does not count. Its OPENAI_CUSTOM_HEADERS would
-    # even replace the key, and the client has no option against them.
-    client.organization = None
-    client.project = None
-    client._custom_headers = {}  # noqa: SLF001  # See above.
-    return client
-
-
-def _body(prompt: Prompt) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": prompt.model, "messages": list(prompt.messages)}
-    if prompt.temperature is not None:
-        body["temperature"] = prompt.temperature
-    if prompt.max_output_tokens is not None:
-        # OpenAI's reasoning models refuse max_tokens; llama.cpp's server reads both and prefers
-        # this one. Never both: OpenAI refuses that too.
-        body["max_completion_tokens"] = prompt.max_output_tokens
-    return body
