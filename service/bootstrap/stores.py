@@ -216,10 +216,8 @@ def _redis_store(
     replicas = settings.redis_wait_replicas
     durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
-    lease_seconds = settings.turn_lease_seconds
-    turns = RedisTurns(
-        door, durable, arguments, once_seconds=once_seconds, lease_seconds=lease_seconds
-    )
+    lease = settings.turn_lease_seconds
+    turns = RedisTurns(door, durable, arguments, once_seconds=once_seconds, lease_seconds=lease)
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
     waits = None
     if journal and archive:

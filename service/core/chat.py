@@ -14,6 +14,7 @@ import msgspec
 
 from service.core.chat_request import ChatRequest, check_request
 from service.core.counting import Counting
+from service.core.ending import Ending
 from service.core.generating import Generation, Generations, GenerationSettings
 from service.core.prompting import Given, Offer, ProfileText, Prompting, wire_messages
 from service.core.recording import check_session
@@ -101,14 +102,12 @@ class Chat:
         self._generations = Generations(
             turns,
             model,
-            counting,
+            Ending(turns, counting, offer_summary=offer_summary, clock=clock, observer=observer),
             GenerationSettings(
                 deadline_seconds=settings.deadline_seconds, lease_seconds=settings.lease_seconds
             ),
             ask=self._prompt,
-            offer_summary=offer_summary,
             clock=clock,
-            observer=observer,
             pieces=pieces,
         )
 
@@ -228,8 +227,8 @@ class Chat:
         if isinstance(begun, Replayed):
             return begun
         chosen = plan(request.options.over(begun.history.document.context))
-        running = RunningTurn(request, lease_token, begun, chosen)
-        return self._generations.start(running, streams=streams, started=started)
+        running = RunningTurn(request, lease_token, begun, chosen, started=started)
+        return self._generations.start(running, streams=streams)
 
     async def _begun_or_joined(self, command: Begin) -> Begun | Replayed:
         """Beside a running call with the same key, wait for its end and take its result.

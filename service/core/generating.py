@@ -9,17 +9,13 @@ from typing import Final
 import msgspec
 
 from service.core.background import ended, owned_task
-from service.core.counting import Counting
-from service.core.prompting import Offer
-from service.core.running_turn import INTERRUPTED, UNEXPECTED, RunningTurn, error_of, with_answer_id
-from service.domain.context import ContextOptions, plan
+from service.core.ending import Ending
+from service.core.running_turn import INTERRUPTED, UNEXPECTED, RunningTurn, error_of
 from service.domain.deltas import Place, Told, joined, told_after
-from service.domain.errors import ChatMemoryError, Draining, TurnLost
+from service.domain.errors import ChatMemoryError, Draining
 from service.domain.ids import id_time
-from service.domain.messages import MessageBody, TurnCost, encode_body
-from service.domain.observations import TurnEnded
-from service.domain.turns import Answer, Delta, Prompt, Turn, TurnError, TurnState, Usage
-from service.ports import Clock, Observer, Pieces, StreamingModel, Turns
+from service.domain.turns import Answer, Delta, Prompt, Turn
+from service.ports import Clock, Pieces, StreamingModel, Turns
 
 PUBLISH_SECONDS: Final = 0.05
 """Between two writes of what was said meanwhile, for readers elsewhere: some tens a second."""
@@ -43,29 +39,24 @@ class Generations:
         self,
         turns: Turns,
         model: StreamingModel,
-        counting: Counting,
+        ending: Ending,
         settings: GenerationSettings,
         *,
         ask: Ask,
-        offer_summary: Offer,
         clock: Clock,
-        observer: Observer,
         pieces: Pieces | None,
     ) -> None:
         self.turns = turns
         self.pieces = pieces
         self.model = model
-        self.counting = counting
+        self.ending = ending
         self.settings = settings
         self.ask = ask
-        self.offer_summary = offer_summary
         self.clock = clock
-        self.observer = observer
         self._running: dict[str, Generation] = {}
 
-    def start(self, running: RunningTurn, *, streams: bool, started: float) -> "Generation":
-        """``started``: when the request came, by the monotonic clock."""
-        generation = Generation(self, running, streams=streams, started=started)
+    def start(self, running: RunningTurn, *, streams: bool) -> "Generation":
+        generation = Generation(self, running, streams=streams)
         self._running[running.turn_id] = generation
         generation.task.add_done_callback(lambda _: self._forget(generation))
         return generation
@@ -89,14 +80,11 @@ class Generations:
 class Generation:
     """One turn that runs here: asks the model, keeps the lease, stores the end, tells followers."""
 
-    def __init__(
-        self, owner: Generations, running: RunningTurn, *, streams: bool, started: float
-    ) -> None:
+    def __init__(self, owner: Generations, running: RunningTurn, *, streams: bool) -> None:
         self.running = running
         self.said: list[Delta] = []
         self._owner = owner
         self._streams = streams
-        self._started = started
         self._model_seconds = 0.0
         self._moved = asyncio.Event()
         self._asked_to_end = asyncio.Event()
@@ -147,11 +135,7 @@ class Generation:
         watching = owned_task(self._watch(), name="turn-lease")
         publishing = owned_task(self._publish(), name="turn-pieces")
         try:
-            await asyncio.wait([asking, watching], return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                await ended(asking)
-                return await self._keep_what_was_said("cancelled", None)
-            return await self._answered(asking)
+            self.end = await self._ended_by(asking, watching)
         except asyncio.CancelledError:
             await ended(asking)
             await asyncio.shield(self._interrupted())
@@ -159,6 +143,15 @@ class Generation:
         finally:
             await ended(watching)
             await ended(publishing)
+        return self.end
+
+    async def _ended_by(self, asking: asyncio.Task[Answer], watching: asyncio.Task[None]) -> Turn:
+        """The model's answer or its trouble, or somebody's wish."""
+        await asyncio.wait([asking, watching], return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            return await self._answered(asking)
+        await ended(asking)
+        return await self._owner.ending.kept(self.running, self._text(), "cancelled", None)
 
     async def _ask(self) -> Answer:
         owner, deadline = self._owner, self._owner.settings.deadline_seconds
@@ -229,109 +222,25 @@ class Generation:
                 seen, start = seen + len(fresh), start.after(piece)
 
     async def _answered(self, asking: asyncio.Task[Answer]) -> Turn:
+        ending = self._owner.ending
         try:
             answer = asking.result()
         except ChatMemoryError as error:
-            if self._text():
+            if text := self._text():
                 # It has gone out: what was said is kept, and is all there is.
-                return await self._keep_what_was_said("incomplete", error_of(error))
-            await self._fail("failed", error_of(error))
+                return await ending.kept(self.running, text, "incomplete", error_of(error))
+            self.end = await ending.failed(self.running, "failed", error_of(error))
             raise
         except BaseException:
-            await self._fail("failed", UNEXPECTED)
+            self.end = await ending.failed(self.running, "failed", UNEXPECTED)
             raise
-        state: TurnState = "completed" if answer.complete else "incomplete"
-        body = self._body(answer.content, complete=answer.complete)
-        body = msgspec.structs.replace(
-            body,
-            tool_calls=answer.tool_calls,
-            cost=TurnCost(
-                model=answer.model,
-                input_tokens=answer.usage.input_tokens,
-                output_tokens=answer.usage.output_tokens,
-            ),
-        )
-        turn = await self._finish(state, body, usage=answer.usage, model=answer.model)
-        self._offer()
-        return turn
-
-    async def _keep_what_was_said(self, state: TurnState, error: TurnError | None) -> Turn:
-        text = self._text()
-        body = self._body(text, complete=False) if text else None
-        return await self._finish(state, body, error=error)
-
-    async def _finish(
-        self,
-        state: TurnState,
-        body: MessageBody | None,
-        *,
-        usage: Usage | None = None,
-        model: str | None = None,
-        error: TurnError | None = None,
-    ) -> Turn:
-        owner = self._owner
-        counted = await owner.counting.counted(body) if body else None
-        turn = self.running.turn(
-            state,
-            body=counted,
-            usage=usage,
-            model=model,
-            error=error,
-            finished_milliseconds=owner.clock.milliseconds(),
-        )
-        finish = self.running.finish(
-            body=encode_body(counted) if counted else None, result=msgspec.json.encode(turn)
-        )
-        finished = await asyncio.shield(owner.turns.finish(finish))
-        match finished.outcome:
-            case "stored":
-                turn = with_answer_id(turn, finished.message_id)
-            case "cancelled":
-                turn = msgspec.structs.replace(turn, state="cancelled", message=None, error=None)
-            case "lost":
-                self._observe("interrupted")
-                raise TurnLost
-        self.end = turn
-        overhead = owner.clock.monotonic() - self._started - self._model_seconds
-        owner.observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
-        return turn
+        return await ending.answered(self.running, answer, model_seconds=self._model_seconds)
 
     async def _interrupted(self) -> None:
-        await self._fail("interrupted", INTERRUPTED)
-
-    async def _fail(self, state: TurnState, error: TurnError | None) -> None:
-        """The user's message stays, and the same key runs the turn again."""
-        self._observe(state)
-        milliseconds = self._owner.clock.milliseconds()
-        self.end = self.running.turn(state, error=error, finished_milliseconds=milliseconds)
-        finish = self.running.finish(body=None, result=msgspec.json.encode(self.end))
-        try:
-            await asyncio.shield(self._owner.turns.fail(finish))
-        except ChatMemoryError:
-            # The lease ends by itself, and the caller learns of the first trouble.
-            return
-
-    def _offer(self) -> None:
-        shown, begun = self.running.shown, self.running.begun
-        if shown is None or not shown.wants_summary:
-            return
-        own = plan(begun.history.document.context or ContextOptions())
-        wanted = own if own.strategy == "summary" else self.running.chosen
-        self._owner.offer_summary(self.running.request.ref, wanted, shown.beside)
-
-    def _body(self, content: str | None, *, complete: bool) -> MessageBody:
-        return MessageBody(
-            role="assistant",
-            content=content,
-            turn_id=self.running.turn_id,
-            status=None if complete else "incomplete",
-        )
+        self.end = await self._owner.ending.failed(self.running, "interrupted", INTERRUPTED)
 
     def _text(self) -> str:
         return "".join(delta.text for delta in self.said)
-
-    def _observe(self, outcome: TurnState) -> None:
-        self._owner.observer.observe(TurnEnded(outcome=outcome, overhead_seconds=None))
 
     def _move(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()

@@ -30,12 +30,22 @@ UNEXPECTED = TurnError(
 class RunningTurn:
     """What a turn carries from its begin to its end."""
 
-    def __init__(self, request: ChatRequest, lease_token: str, begun: Begun, chosen: Plan) -> None:
+    def __init__(
+        self,
+        request: ChatRequest,
+        lease_token: str,
+        begun: Begun,
+        chosen: Plan,
+        *,
+        started: float,
+    ) -> None:
         self.request = request
         self.turn_id = begun.turn_id
         self.lease_token = lease_token
         self.begun = begun
         self.chosen = chosen
+        self.started = started
+        """When the request came, by the monotonic clock."""
         self.shown: Shown | None = None
         """What the model was shown, once that is decided."""
 

@@ -18,7 +18,7 @@ import pytest
 from service.api.operations import Operations, create_operations_app
 from service.api.protocol import HEAD_BYTES_MAX
 from service.api.server import Listener, ServiceServer
-from service.domain.turns import Answer, Prompt, Usage
+from service.domain.turns import Answer, Delta, Prompt, Usage
 from service.settings import Settings
 from tests.support.api import BODY_BYTES_MAX, Client, api_client
 from tests.support.polling import eventually
@@ -37,6 +37,11 @@ class GatedModel:
         self.asked.set()
         await self.gate.wait()
         return Answer(content="yes", tool_calls=None, complete=True, usage=Usage(), model="m")
+
+    async def stream(
+        self, prompt: Prompt, *, deadline_seconds: float
+    ) -> AsyncGenerator[Delta | Answer]:
+        yield await self.answer(prompt, deadline_seconds=deadline_seconds)
 
 
 class Served(msgspec.Struct):

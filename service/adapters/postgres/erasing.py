@@ -110,7 +110,10 @@ class PostgresArchiveErasure:
     async def erase(self, ref: SessionRef, through: MessageId) -> ArchiveErased:
         async with self._door.transaction() as connection:
             # Taken before the messages are looked for: what a flusher committed is seen then.
-            await connection.fetch(LOCK_SESSIONS, [session_key(ref)])
+            if not await connection.fetch(LOCK_SESSIONS, [session_key(ref)]):
+                # Nothing of it is here. What comes now, the journal's deletion takes: without the
+                # lock it would be waited for in a circle.
+                return ArchiveErased()
             stands = await find_session(connection, ref) is not None
             erased = await _erase(connection, ref, through)
         return msgspec.structs.replace(erased, sessions=int(stands))

@@ -1,0 +1,121 @@
+"""Ending: what is stored of a turn, and what its caller is told, whichever way it ended."""
+
+import asyncio
+
+import msgspec
+
+from service.core.counting import Counting
+from service.core.prompting import Offer
+from service.core.running_turn import RunningTurn, with_answer_id
+from service.domain.context import ContextOptions, plan
+from service.domain.errors import ChatMemoryError, TurnLost
+from service.domain.messages import MessageBody, TurnCost, encode_body
+from service.domain.observations import TurnEnded
+from service.domain.turns import Answer, Turn, TurnError, TurnState, Usage
+from service.ports import Clock, Observer, Turns
+
+
+class Ending:
+    """Ends turns that were begun in this process."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        counting: Counting,
+        *,
+        offer_summary: Offer,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._turns = turns
+        self._counting = counting
+        self._offer_summary = offer_summary
+        self._clock = clock
+        self._observer = observer
+
+    async def answered(self, running: RunningTurn, answer: Answer, *, model_seconds: float) -> Turn:
+        """Store the model's answer. Raises TurnLost."""
+        state: TurnState = "completed" if answer.complete else "incomplete"
+        body = MessageBody(
+            role="assistant",
+            content=answer.content,
+            tool_calls=answer.tool_calls,
+            turn_id=running.turn_id,
+            status=None if answer.complete else "incomplete",
+            cost=TurnCost(
+                model=answer.model,
+                input_tokens=answer.usage.input_tokens,
+                output_tokens=answer.usage.output_tokens,
+            ),
+        )
+        turn = await self._finish(running, state, body, usage=answer.usage, model=answer.model)
+        self._offer(running)
+        overhead = self._clock.monotonic() - running.started - model_seconds
+        self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
+        return turn
+
+    async def kept(
+        self, running: RunningTurn, text: str, state: TurnState, error: TurnError | None
+    ) -> Turn:
+        """Store what was said so far, if anything was. Raises TurnLost."""
+        body = None
+        if text:
+            body = MessageBody(
+                role="assistant", content=text, turn_id=running.turn_id, status="incomplete"
+            )
+        turn = await self._finish(running, state, body, error=error)
+        self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=None))
+        return turn
+
+    async def failed(self, running: RunningTurn, state: TurnState, error: TurnError) -> Turn:
+        """The user's message stays, and the same key runs the turn again."""
+        self._observer.observe(TurnEnded(outcome=state, overhead_seconds=None))
+        milliseconds = self._clock.milliseconds()
+        turn = running.turn(state, error=error, finished_milliseconds=milliseconds)
+        finish = running.finish(body=None, result=msgspec.json.encode(turn))
+        try:
+            await asyncio.shield(self._turns.fail(finish))
+        except ChatMemoryError:
+            # The lease ends by itself, and the caller learns of the first trouble.
+            return turn
+        return turn
+
+    async def _finish(
+        self,
+        running: RunningTurn,
+        state: TurnState,
+        body: MessageBody | None,
+        *,
+        usage: Usage | None = None,
+        model: str | None = None,
+        error: TurnError | None = None,
+    ) -> Turn:
+        counted = await self._counting.counted(body) if body else None
+        turn = running.turn(
+            state,
+            body=counted,
+            usage=usage,
+            model=model,
+            error=error,
+            finished_milliseconds=self._clock.milliseconds(),
+        )
+        finish = running.finish(
+            body=encode_body(counted) if counted else None, result=msgspec.json.encode(turn)
+        )
+        finished = await asyncio.shield(self._turns.finish(finish))
+        match finished.outcome:
+            case "stored":
+                return with_answer_id(turn, finished.message_id)
+            case "cancelled":
+                return msgspec.structs.replace(turn, state="cancelled", message=None, error=None)
+            case "lost":
+                self._observer.observe(TurnEnded(outcome="interrupted", overhead_seconds=None))
+                raise TurnLost
+
+    def _offer(self, running: RunningTurn) -> None:
+        shown = running.shown
+        if shown is None or not shown.wants_summary:
+            return
+        own = plan(running.begun.history.document.context or ContextOptions())
+        wanted = own if own.strategy == "summary" else running.chosen
+        self._offer_summary(running.request.ref, wanted, shown.beside)
