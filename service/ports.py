@@ -523,20 +523,21 @@ class HotLook(msgspec.Struct, frozen=True, kw_only=True):
 class HotHealing(Protocol):
     async def look(self, ref: SessionRef) -> HotLook: ...
 
-    async def heal(self, ref: SessionRef, *, settled: MessageId, owner: str | None = None) -> None:
+    async def heal(self, ref: SessionRef, *, settled: MessageId) -> None:
         """Have the next reader ask the archive first; nothing that is unflushed is lost.
 
         Nothing is asked where the session was cleared or deleted above ``settled``: the archive
-        does not know that yet. ``owner`` is whose it is there since it was reserved.
+        does not know that yet. Ends a reservation.
         """
         ...
 
     async def reserve(
-        self, ref: SessionRef, user_id: str, *, settled: MessageId, seconds: float
+        self, ref: SessionRef, user_id: str | None, *, settled: MessageId, seconds: float
     ) -> bool:
-        """Let nobody but this user become the session's owner; False where somebody is by now.
+        """Before a commit that changes the archive: let nobody learn for so long how it was.
 
-        Not for a session that began after ``settled`` in the place of a deleted one.
+        False where the session is another user's by now. ``settled`` is above what was known when
+        the change began.
         """
         ...
 

@@ -160,8 +160,7 @@ class Summarizer:
         end = _kept_from([*recent.pinned, *recent.messages], keep, tokenizer)
         old = recent.summary
         messages = await self._next_messages(ref, old.through_id if old else None, end, tokenizer)
-        if all(message.role in PINNED_ROLES for message in messages):
-            # Those are shown whole, whatever is summarised.
+        if not messages:
             return None
 
         text = await self._ask(old, messages, tokens_max, tokenizer)
@@ -186,6 +185,9 @@ class Summarizer:
         while end is not None:
             page = await self._transcripts.page(ref, query)
             for message in page:
+                if message.role in PINNED_ROLES:
+                    # Those are shown whole, whatever is summarised.
+                    continue
                 used += cost(message)
                 if taken and used > self._settings.input_tokens_max and whole:
                     return taken[:whole]

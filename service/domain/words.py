@@ -203,7 +203,8 @@ def _folded(text: str) -> str:
     if _has_long_run_of_marks(text):
         text = _MARK_RUNS.sub(r"\1", text)
     # Folding may take a text apart again: then it is put together once more.
-    return _normal(_normal(text)[:FOLDED_CHARACTERS_MAX].casefold())
+    most = max(len(text), FOLDED_CHARACTERS_MAX)
+    return _normal(_normal(text)[:most].casefold())
 
 
 def _has_long_run_of_marks(text: str) -> bool:

@@ -211,3 +211,21 @@ async def test_times_that_no_day_after_them_has_are_refused(memory):
             await counted(memory, end=time)
         with pytest.raises(InvalidValue, match="from: is out of range"):
             await counted(memory, start=time)
+
+
+@over_archives
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_what_came_after_a_deletion_is_not_the_former_users(memory, flushed):
+    await append(memory, said("q"), user="ada")
+    await memory.flush()
+    await memory.store.sessions.delete(ref())
+    if flushed:
+        await memory.flush()
+    await append(memory, said("r"))
+    if flushed:
+        await memory.flush()
+    await memory.store.transcripts.clear(ref())
+    assert sorted(await counted(memory, "user"), key=lambda one: one.key or "") == [
+        item(None, 1),
+        item("ada", 1),
+    ]

@@ -27,12 +27,14 @@ from service.bootstrap.ambient import SystemClock
 from service.bootstrap.connections import session_arguments
 from service.bootstrap.flushers import open_flusher
 from service.core.retaining import Retaining
+from service.core.tiered import imports as imports_
 from service.core.tiered.archiving import ArchiveWaits
 from service.domain.errors import ArchiveUnavailable, HotUnavailable
 from service.domain.ids import EPOCH, MILLISECOND, first_id_at
 from service.domain.sessions import SessionRef
 from service.settings import Settings
 from tests.support.api import Client, api_client
+from tests.support.polling import eventually
 from tests.support.stores import Recorder
 
 LINES = {"content-type": "application/jsonl"}
@@ -348,23 +350,72 @@ async def test_a_refused_call_leaves_its_key_free(api):
 
 
 @pytest.mark.parametrize("key", ["k", None])
-async def test_an_import_that_died_before_its_healing_is_healed_by_its_repetition(
-    hybrid, monkeypatch, key
+@pytest.mark.parametrize("user_id", ["bob", None])
+async def test_an_import_that_dies_behind_its_commit_hides_nothing(
+    hybrid, hybrid_only, monkeypatch, key, user_id
 ):
     async def died(*_: Any, **__: Any) -> None:
         raise HotUnavailable("gone")
 
-    # Somebody looks, and finds nothing: the session is known to be empty from here on.
-    await hybrid.http.get("/history/s")
+    # It is known to be empty, and nobody's.
+    assert (await hybrid.http.post("/v1/sessions", json={"id": "s"})).status_code == 201
+    await flush(hybrid_only)
+    query = {"user_id": user_id} if user_id else {}
     with monkeypatch.context() as patch:
         patch.setattr(RedisHealing, "heal", died)
-        refused(await imported(hybrid, lines(3), key=key), 503, "hot_unavailable")
-    assert (await hybrid.http.get("/history/s")).json()["messages"] == []
-    again = await imported(hybrid, lines(3), key=key)
+        refused(await imported(hybrid, lines(3), key=key, **query), 503, "hot_unavailable")
+    assert await contents(hybrid) == texts(0, 1, 2)
+    hers = {"messages": [{"role": "user", "content": "hers"}], "user_id": "eve"}
+    assert (await hybrid.http.post(MESSAGES, json=hers)).status_code == 503
+    await say(hybrid, "new")
+    again = await imported(hybrid, lines(3), key=key, **query)
     assert again.status_code == (201 if key else 412)
     assert again.headers.get("Idempotency-Replayed") == ("true" if key else None)
+    for _ in range(2):
+        assert await contents(hybrid) == [*texts(0, 1, 2), "new"]
+        assert len((await hybrid.http.get("/history/s")).json()["messages"]) == 4
+        await flush(hybrid_only)
+
+
+async def test_a_session_whose_import_died_is_its_owners_when_the_reservation_ends(
+    hybrid, hybrid_only, monkeypatch
+):
+    async def died(*_: Any, **__: Any) -> None:
+        raise HotUnavailable("gone")
+
+    monkeypatch.setattr(imports_, "RESERVED_SECONDS", 0.2)
+    await hybrid.http.post("/v1/sessions", json={"id": "s"})
+    await flush(hybrid_only)
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisHealing, "heal", died)
+        assert (await imported(hybrid, lines(3), user_id="bob")).status_code == 503
+    hers = {"messages": [{"role": "user", "content": "hers"}], "user_id": "eve"}
+
+    async def refused_for_good() -> bool:
+        return (await hybrid.http.post(MESSAGES, json=hers)).status_code == 404
+
+    await eventually(refused_for_good, within_seconds=5)
+    assert (await hybrid.http.get("/v1/sessions/s")).json()["user_id"] == "bob"
     assert await contents(hybrid) == texts(0, 1, 2)
-    assert len((await hybrid.http.get("/history/s")).json()["messages"]) == 3
+    erasing = asyncio.ensure_future(hybrid.http.delete("/v1/users/bob"))
+    await asyncio.wait([erasing], timeout=0.2)
+    await flush(hybrid_only)
+    assert (await erasing).json()["erased"]["archive_messages"] == 3
+
+
+async def test_an_import_that_is_refused_at_its_end_keeps_nobody_out(hybrid, monkeypatch):
+    reserve = RedisHealing.reserve
+
+    async def reply_lost(*arguments: Any, **named: Any) -> bool:
+        await reserve(*arguments, **named)
+        raise HotUnavailable("gone")
+
+    await hybrid.http.post("/v1/sessions", json={"id": "s"})
+    monkeypatch.setattr(RedisHealing, "reserve", reply_lost)
+    assert (await imported(hybrid, lines(1), user_id="bob")).status_code == 503
+    monkeypatch.undo()
+    await say(hybrid, "hers", user_id="eve")
+    assert await contents(hybrid) == ["hers"]
 
 
 async def test_reasons_to_refuse_before_a_line_is_read(api):
@@ -497,14 +548,17 @@ async def test_nobody_becomes_the_owner_while_an_import_is_committed(
             (MESSAGES, said),
             (MESSAGES, said | {"user_id": "bob"}),
         ):
-            seen.append((await hybrid.http.post(path, json=body)).status_code)
+            answer = await hybrid.http.post(path, json=body)
+            seen.append(answer.status_code)
+            assert answer.status_code == 201 or answer.json()["retryable"]
         return True
 
     monkeypatch.setattr(RedisHealing, "reserve", then_others_come)
     assert (await imported(hybrid, lines(1), user_id="bob")).status_code == 201
-    assert seen == [404, 409, 201, 201]
+    # Nobody knows for a moment whose the session is.
+    assert seen == [503, 503, 201, 503]
     for _ in range(2):
-        assert await contents(hybrid) == ["0", "x", "x"]
+        assert await contents(hybrid) == ["0", "x"]
         assert (await hybrid.http.get("/v1/sessions/s")).json()["user_id"] == "bob"
         await flush(hybrid_only)
     # A session that comes after it is another one.
@@ -558,7 +612,8 @@ async def test_whose_a_session_is_that_was_cleared_or_deleted_beside_an_import(
             assert (await hybrid.http.delete(path)).status_code == 204
         reserved = await reserve(*arguments, **named)
         if late:
-            assert (await hybrid.http.delete(path)).status_code == 204
+            # Nobody knows for a moment whether there is something to forget.
+            assert (await hybrid.http.delete(path)).status_code == 503
         return reserved
 
     gate = Gate(lines(1), lines(1, first=1))
@@ -568,6 +623,8 @@ async def test_whose_a_session_is_that_was_cleared_or_deleted_beside_an_import(
     monkeypatch.setattr(RedisHealing, "reserve", forgotten_about_then)
     gate.may_go_on.set()
     assert (await importing).status_code == 201
+    if late:
+        assert (await hybrid.http.delete(path)).status_code == 204
     # Cleared it is bob's, and deleted it is nobody's.
     for _ in range(2):
         hers = {"messages": [{"role": "user", "content": "hers"}], "user_id": "ada"}

@@ -13,6 +13,7 @@ import pytest
 from service.adapters.postgres import calls
 from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
+from service.adapters.postgres.erasing import PostgresErasure
 from service.adapters.postgres.sessions import PostgresSessions
 from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
@@ -572,3 +573,14 @@ async def test_work_whose_time_is_over_is_not_repeated_though_its_connection_is_
             await door.settled(work)
     assert runs == 1
     await door.close()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+async def test_an_erasure_whose_commits_went_unanswered_tells_what_it_erased(proxied, lost):
+    store, proxy = proxied
+    await store.transcripts.append(msgspec.structs.replace(append("one", "two"), user_id="ada"))
+    proxy.commits_to_lose = lost
+    erased = await PostgresErasure(store.door, store.clock).erase(REF.tenant, "ada")
+    assert proxy.lost == lost
+    assert erased is not None
+    assert await store.count("messages") == 0

@@ -9,6 +9,7 @@ from service.core.summarizing import ATTEMPTS_MAX, INSTRUCTIONS
 from service.domain.errors import ModelError
 from service.domain.observations import SummaryEnded
 from service.domain.turns import Answer, Prompt
+from service.settings import Settings
 from tests.support.api import Client, api_client, problem
 from tests.support.polling import eventually
 from tests.support.scripted_model import ScriptedModel, answer_of
@@ -331,3 +332,20 @@ async def test_a_summary_is_made_only_where_it_can_be_shown(model, api, budget, 
     else:
         assert not await shown()
         assert model.summaries == []
+
+
+async def test_long_instructions_do_not_stop_the_summary(model):
+    settings = Settings(store="memory", summary_input_tokens_max=300)
+    async with api_client(model, settings) as api:
+        session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 800}}
+        await api.http.post("/v1/sessions", json=session)
+        await append(api, *(("system", "a b " * 50) for _ in range(5)))
+        for number in range(30):
+            asked = {"message": f"message {number} " + "hello " * 20}
+            assert (await api.http.post(CHAT, json=asked)).status_code == 200
+
+        async def summarised() -> bool:
+            return (await context(api))["summary"] is not None
+
+        await eventually(summarised, within_seconds=5)
+        assert all("message" in prompt.messages[1]["content"] for prompt in model.summaries)

@@ -148,3 +148,7 @@ def test_marks_without_end_take_no_time_without_end(marks):
     assert len(words_of(f"a{marks} b")) <= 4
     assert found("b", f"a{marks} b")
     assert found("a" + "\u0301" * 40, "a" + "\u0301" * 50)
+
+
+def test_the_end_of_a_long_text_is_found_whatever_letters_it_has():
+    assert found("needle", "é " + "word " * 70_000 + "needle")

@@ -31,9 +31,13 @@ async def newly_forgotten(
 ) -> dict[str, list[Entry]]:
     """Messages that this batch brings and forgets, and that no earlier one brought."""
     fresh = {
-        key: [entry for entry in change.forgotten if entry.id > locked[key].cleared_through]
+        key: [
+            entry
+            for entry in [*change.forgotten, *change.forgotten_later]
+            if entry.id > locked[key].cleared_through
+        ]
         for key, change in changes.items()
-        if change.forgotten
+        if change.forgotten or change.forgotten_later
     }
     pairs = [(key, entry.id) for key, entries in fresh.items() for entry in entries]
     if not pairs:
@@ -59,8 +63,10 @@ def counts_of(
         owner = (None if change.deletes else locked[key].owner) or change.user_id
         count_messages(change.ref.tenant, owner, key, said, counts)
     for key, entries in forgotten.items():
-        tenant = changes[key].ref.tenant
+        change = changes[key]
+        later = {entry.id for entry in change.forgotten_later}
         for entry in entries:
-            owner = entry.user_id or locked[key].owner
-            count_messages(tenant, owner, key, [(entry.id, entry.body)], counts)
+            owner = entry.user_id or (None if entry.id in later else locked[key].owner)
+            said = [(entry.id, entry.body)]
+            count_messages(change.ref.tenant, owner, key, said, counts)
     return counts

@@ -18,6 +18,8 @@ class SessionChange(msgspec.Struct, kw_only=True):
     messages: list[Entry] = msgspec.field(default_factory=list[Entry])
     forgotten: list[Entry] = msgspec.field(default_factory=list[Entry])
     """Said and forgotten in this batch: never stored, but counted."""
+    forgotten_later: list[Entry] = msgspec.field(default_factory=list[Entry])
+    """Likewise, after a deletion in this batch: the session had no owner before it then."""
     document: Entry | None = None
     summary: Entry | None = None
     user_id: str | None = None
@@ -45,7 +47,7 @@ class SessionChange(msgspec.Struct, kw_only=True):
 
     def _forget(self, entry: Entry) -> None:
         self.through = entry.id
-        self.forgotten += self.messages
+        (self.forgotten_later if self.deletes else self.forgotten).extend(self.messages)
         self.messages = []
         self.summary = None
 

@@ -200,9 +200,12 @@ async def _fold(door: PostgresDoor, tenant: str, user_id: str) -> bool:
     async with door.connection() as connection:
         rows = await connection.fetch(COUNTED_DAYS, tenant, user_id)
     for row in rows:
-        async with door.transaction() as connection:
+
+        async def fold(connection: Connection, day: object = row["day"]) -> None:
             for statement in (TAKE_NOBODYS, FOLD_COUNTS, FOLD_ACTIVE):
-                await connection.execute(statement, tenant, row["day"], user_id)
+                await connection.execute(statement, tenant, day, user_id)
+
+        await door.settled(fold)
     return bool(rows)
 
 

@@ -25,15 +25,14 @@ class RedisHealing:
         now, state = await self._door.run(LOOK, keys, self._arguments.shared(ref))
         return HotLook(state=self._arguments.state(state), now_milliseconds=now)
 
-    async def heal(self, ref: SessionRef, *, settled: MessageId, owner: str | None = None) -> None:
+    async def heal(self, ref: SessionRef, *, settled: MessageId) -> None:
         keys = self._arguments.keys.session(ref).listed()
-        words = [*self._arguments.shared(ref), settled, owner or ""]
-        await self._door.run(HEAL, keys, words)
+        await self._door.run(HEAL, keys, [*self._arguments.shared(ref), settled])
 
     async def reserve(
-        self, ref: SessionRef, user_id: str, *, settled: MessageId, seconds: float
+        self, ref: SessionRef, user_id: str | None, *, settled: MessageId, seconds: float
     ) -> bool:
         keys = self._arguments.keys.session(ref).listed()
-        words = [*self._arguments.shared(ref), user_id, round(seconds * 1000), settled]
+        words = [*self._arguments.shared(ref), user_id or "", round(seconds * 1000), settled]
         status, *_ = await self._door.run(RESERVE, keys, words)
         return status == b"reserved"

@@ -14,7 +14,6 @@ from service.domain.errors import (
     SessionNotFound,
 )
 from service.domain.ids import ZERO_ID, MessageId, last_id_before
-from service.domain.sessions import SessionRef
 from service.ports import HotHealing, HotLook, HotState, Import, ImportRun
 
 NOT_EMPTY: Final = "The session has messages: only an empty one is imported into."
@@ -67,8 +66,8 @@ class TieredImports:
             ) as run:
                 yield run
                 ended = True
-                if run.done is None and command.user_id is not None:
-                    await self._reserve(command.ref, command.user_id, settled)
+                if run.done is None:
+                    await self._reserve(command, settled)
         except BaseException as error:
             # The commit may have reached the archive, and its answer not us; or an earlier import's
             # did before it died.
@@ -76,15 +75,19 @@ class TieredImports:
                 with contextlib.suppress(HotUnavailable):
                     await asyncio.shield(self._hot.heal(command.ref, settled=settled))
             raise
-        await self._hot.heal(command.ref, settled=settled, owner=command.user_id)
+        await self._hot.heal(command.ref, settled=settled)
 
-    async def _reserve(self, ref: SessionRef, user_id: str, settled: MessageId) -> None:
+    async def _reserve(self, command: Import, settled: MessageId) -> None:
         """Whoever became the owner beside the import is in the row, which is locked, or the head.
 
-        From here to the commit, and until readers find its row, nobody else becomes it.
+        From here on nobody else becomes it, and nobody is told any more that there is nothing: also
+        where this process dies between the commit and the healing.
         """
         seconds = RESERVED_SECONDS
-        if not await self._hot.reserve(ref, user_id, settled=settled, seconds=seconds):
+        reserved = await self._hot.reserve(
+            command.ref, command.user_id, settled=settled, seconds=seconds
+        )
+        if not reserved:
             raise SessionNotFound
 
     async def _settled(self, command: Import) -> HotLook:

@@ -150,6 +150,9 @@ class Warming:
             summary=session.summary if session and not state.known else b"",
         )
         ttl = filled.ttl if filled else state.ttl
+        if filled is None and not state.known:
+            # Said more in meanwhile: what does not depend on messages is known all the same.
+            await self._hot.fill(Filling(ref=ref, seen=state, session=session, floor=None))
         still = filled is not None or await self._only_said_more(ref, state)
         return msgspec.structs.replace(recent, exists=True, ttl=ttl), still
 

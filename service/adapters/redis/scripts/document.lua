@@ -15,7 +15,6 @@ end
 if not head.known then return { 'cold', state(0) } end
 local creates = ARGV[9] == 'create'
 if creates and head.exists then return { 'exists' } end
-if creates and ARGV[10] ~= '' and is_reserved(ARGV[10]) then return { 'exists' } end
 if not creates and not head.exists then return { 'missing' } end
 if not creates and (head.document or '') ~= ARGV[11] then return { 'changed' } end
 if not has_room(1, #ARGV[12]) then return { 'full' } end

@@ -13,8 +13,10 @@
 -- Reply {'filled', remaining milliseconds, '' unless it exists, own lifetime or ''} | {'moved'}
 -- The epoch tells that the head is the same since, so every append since is in the tail above the
 -- floor; floor and count tell that nothing was trimmed or said. Then what is below the floor is as it
--- was read, and the pins are all there are.
-if head.epoch ~= ARGV[9] or (head.floor or '') ~= ARGV[10] or head.held ~= ARGV[23] then
+-- was read, and the pins are all there are. What is known of a session without its messages does not
+-- change by being said more in: a cold one is cleared by nobody.
+if head.epoch ~= ARGV[9] or is_importing() then return { 'moved' } end
+if ARGV[20] ~= '' and ((head.floor or '') ~= ARGV[10] or head.held ~= ARGV[23]) then
   return { 'moved' }
 end
 

@@ -238,8 +238,7 @@ end
 
 -- After forget_messages: what is left of a session that does not exist any more.
 local function end_session()
-  for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased',
-    'importer', 'importer_until' }) do
+  for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased' }) do
     set(field, '')
     head[field] = nil
   end
@@ -277,10 +276,28 @@ local function cancel_calls()
   end
 end
 
--- Whether an import that is about to be committed makes the session another user's.
-local function is_reserved(user)
-  local importer = redis.call('HMGET', HEAD, 'importer', 'importer_until')
-  return importer[1] and importer[1] ~= user and tonumber(importer[2]) > milliseconds()
+-- Whether an import may be committed at any moment: what the archive says now may be old then.
+local function is_importing()
+  local till = redis.call('HGET', HEAD, 'importing_until')
+  return till and tonumber(till) > milliseconds()
+end
+
+-- Have the next reader ask the archive. What is held stays held, and so do owner, document, lifetime,
+-- budget, lease and cleared-through. The epoch is new: what was read before is not filled in any more.
+local function cool()
+  set('epoch', ARGV[1])
+  set('known', '')
+  head.known = nil
+  local first = redis.call('LINDEX', TAIL, 0)
+  if first then
+    set('floor', string.sub(first, 8, 43))
+  else
+    set('floor', '')
+    head.floor = nil
+  end
+  redis.call('DEL', PINS)
+  set('pinned', '')
+  head.pinned = nil
 end
 
 -- 'ok', 'not_owner', or 'cold' where only the archive knows the owner.
@@ -288,7 +305,6 @@ local function claim(user)
   if user == '' or head.user == user then return 'ok' end
   if head.user then return 'not_owner' end
   if not head.known then return 'cold' end
-  if is_reserved(user) then return 'not_owner' end
   set('user', user)
   return 'ok'
 end
