@@ -35,6 +35,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """From sending the question to the first piece of a streamed answer, per attempt."""
     stall_seconds: float = 20.0
     """Between two pieces; at most ``first_token_seconds``."""
+    calls_max: int = 100
+    """Calls that may run at once, streams included."""
+    breaker_failures: int = 5
+    """Outages in a row after which a model is left alone."""
+    breaker_seconds: float = 10.0
+    """For so long."""
+    fallback_models: tuple[str, ...] = ()
+    """Asked in this order where the model of a prompt is away."""
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
