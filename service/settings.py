@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     openai_api_key: str | None = None
     openai_base_url: str | None = None
+    openai_api: Literal["chat_completions", "responses"] = "chat_completions"
     openai_model: str = "gpt-4.1-mini"
     openai_connect_timeout_seconds: Seconds = 5.0
     openai_max_retries: Annotated[int, Meta(ge=0, le=10)] = 2

@@ -147,6 +147,7 @@ def _model(settings: Settings, clock: Clock, observer: Observer) -> OpenAIModel 
         ModelSettings(
             api_key=settings.openai_api_key,
             base_url=settings.openai_base_url,
+            api=settings.openai_api,
             connect_seconds=settings.openai_connect_timeout_seconds,
             max_retries=settings.openai_max_retries,
             connections=settings.openai_pool_size,

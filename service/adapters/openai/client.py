@@ -7,7 +7,7 @@ The typed calls walk over every message of the window, which costs more than all
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ CLOSE_SECONDS: Final = 1.0
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str
     base_url: str | None = None
+    api: Literal["chat_completions", "responses"] = "chat_completions"
     connect_seconds: float = 5.0
     max_retries: int = 2
     """The one budget of repeated attempts; the client waits between them as the server asks."""

@@ -12,6 +12,7 @@ from service.adapters.openai.chat_completions import ChatCompletions
 from service.adapters.openai.client import Client, ModelSettings
 from service.adapters.openai.listening import Call
 from service.adapters.openai.refusals import CallFailed
+from service.adapters.openai.responses import Responses
 from service.domain.errors import ChatMemoryError, ModelUnavailable, Overloaded
 from service.domain.observations import ModelCalled
 from service.domain.turns import Answer, Delta, Prompt, Usage
@@ -21,7 +22,7 @@ __all__ = ["ModelSettings", "NoModel", "OpenAIModel"]
 
 
 class OpenAIModel:
-    """StreamingModel at any server that speaks Chat Completions.
+    """StreamingModel at any server that speaks Chat Completions or Responses.
 
     Raises Overloaded past ``calls_max`` calls at once. A model that is away (it failed again and
     again, or 5xx, 429, a time-out or broken answers after all repeats) is followed by the fallback
@@ -34,7 +35,8 @@ class OpenAIModel:
         self._observer = observer
         self._clock = clock
         self._client = Client(settings)
-        self._attempts = Attempts(self._client, ChatCompletions(), settings)
+        wire = Responses() if settings.api == "responses" else ChatCompletions()
+        self._attempts = Attempts(self._client, wire, settings)
         self._breakers = Breakers(
             failures=settings.breaker_failures,
             open_seconds=settings.breaker_seconds,
