@@ -58,10 +58,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     openai_api_key: str | None = None
     openai_base_url: str | None = None
+    openai_api: Literal["chat_completions", "responses"] = "chat_completions"
     openai_model: str = "gpt-4.1-mini"
     openai_connect_timeout_seconds: Seconds = 5.0
     openai_max_retries: Annotated[int, Meta(ge=0, le=10)] = 2
     openai_pool_size: Count = 100
+    openai_fallback_models: str = ""
+    model_calls_max: Count = 100
+    model_breaker_failures: Count = 5
+    model_breaker_seconds: Seconds = 10.0
 
     auth: Literal["off"] = "off"
     docs: Literal["on", "off"] = "on"
@@ -106,6 +111,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_grace_seconds: Seconds = 25.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    @property
+    def fallback_models(self) -> tuple[str, ...]:
+        names = (name.strip() for name in self.openai_fallback_models.split(","))
+        return tuple(name for name in names if name)
 
     def __repr__(self) -> str:
         return f"Settings(store={self.store!r}, ...)"
@@ -182,13 +192,22 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, field)
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{field.upper()}: must be a finite number")
+    _check_model(settings)
+    if settings.port == settings.ops_port:
+        raise SettingsError("OPS_PORT: must differ from PORT")
+
+
+def _check_model(settings: Settings) -> None:
     if settings.stall_timeout_seconds > settings.first_token_timeout_seconds:
         raise SettingsError(
             "STALL_TIMEOUT_SECONDS: must be at most FIRST_TOKEN_TIMEOUT_SECONDS, which is "
             f"{settings.first_token_timeout_seconds:g}"
         )
-    if settings.port == settings.ops_port:
-        raise SettingsError("OPS_PORT: must differ from PORT")
+    if settings.model_calls_max > settings.openai_pool_size:
+        raise SettingsError(
+            "MODEL_CALLS_MAX: must be at most OPENAI_POOL_SIZE, which is "
+            f"{settings.openai_pool_size}, for each call holds a connection"
+        )
 
 
 def _check_url(field: str, url: str | None, schemes: tuple[str, ...]) -> None:

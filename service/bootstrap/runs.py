@@ -141,7 +141,9 @@ async def dev(settings: Settings) -> None:
 
 def _metrics(settings: Settings) -> PrometheusObserver:
     return PrometheusObserver(
-        version=__version__, store=settings.store, models=[settings.openai_model]
+        version=__version__,
+        store=settings.store,
+        models=[settings.openai_model, *settings.fallback_models],
     )
 
 

@@ -36,7 +36,7 @@ DETACHED_SHARE: Final = 0.1
 async def open_use_cases(
     settings: Settings, store: Store, clock: Clock, observer: Observer
 ) -> AsyncGenerator[UseCases]:
-    model = _model(settings, observer)
+    model = _model(settings, clock, observer)
     # Imported before the first caller waits for it.
     await model.open()
     try:
@@ -147,18 +147,24 @@ def importing_of(settings: Settings, store: Store, counting: Counting) -> Import
     return Importing(store.imports, counting, limits)
 
 
-def _model(settings: Settings, observer: Observer) -> OpenAIModel | NoModel:
+def _model(settings: Settings, clock: Clock, observer: Observer) -> OpenAIModel | NoModel:
     if settings.openai_api_key is None:
         return NoModel(NO_MODEL)
     return OpenAIModel(
         ModelSettings(
             api_key=settings.openai_api_key,
             base_url=settings.openai_base_url,
+            api=settings.openai_api,
             connect_seconds=settings.openai_connect_timeout_seconds,
             max_retries=settings.openai_max_retries,
             connections=settings.openai_pool_size,
             first_token_seconds=settings.first_token_timeout_seconds,
             stall_seconds=settings.stall_timeout_seconds,
+            calls_max=settings.model_calls_max,
+            breaker_failures=settings.model_breaker_failures,
+            breaker_seconds=settings.model_breaker_seconds,
+            fallback_models=settings.fallback_models,
         ),
         observer,
+        clock,
     )

@@ -31,6 +31,18 @@ class ModelCalled(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     input_tokens: int
     output_tokens: int
+    first_piece_seconds: float | None = None
+    """Until a streamed answer began; None where it did not or was not streamed."""
+
+
+BreakerState = Literal["closed", "half_open", "open"]
+
+
+class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """A model is asked again (closed), by one call at a time (half open), or left alone (open)."""
+
+    model: str
+    state: BreakerState
 
 
 SummaryOutcome = Literal["stored", "changed", "failed", "dropped"]
@@ -98,6 +110,7 @@ Observation = (
     | HotRead
     | TurnEnded
     | ModelCalled
+    | BreakerChanged
     | BatchFlushed
     | FlushFailed
     | OwnerConflict

@@ -350,8 +350,9 @@ async def test_the_environment_changes_nothing(monkeypatch, server, recorder):
 async def test_the_package_is_imported_when_the_model_is_opened_and_not_before():
     code = (
         "import asyncio, sys\n"
+        "from service.bootstrap.ambient import SystemClock\n"
         "from service.adapters.openai.model import ModelSettings, OpenAIModel\n"
-        "model = OpenAIModel(ModelSettings(api_key='k'), None)\n"
+        "model = OpenAIModel(ModelSettings(api_key='k'), None, SystemClock())\n"
         "assert 'openai' not in sys.modules\n"
         "asyncio.run(model.open())\n"
         "assert 'openai' in sys.modules\n"

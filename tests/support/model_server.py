@@ -1,4 +1,7 @@
-"""An OpenAI-style server over real HTTP that says what a test tells it to."""
+"""An OpenAI-style server over real HTTP that says what a test tells it to.
+
+Scripts are written in the words of Chat Completions; asked at /responses it translates them.
+"""
 
 import asyncio
 import json
@@ -12,6 +15,8 @@ from typing import Any, Literal, Self
 
 import msgspec
 import uvicorn
+
+from tests.support import responses_wire
 
 Step = bytes | float | asyncio.Event | Literal["break"]
 """Of a streamed body: send these bytes, sleep so many seconds, wait, or break the connection."""
@@ -130,6 +135,8 @@ class ModelServer:
             }
         )
         steps = _chunks(request, reply) if reply.steps is None else reply.steps
+        if "input" in request:
+            steps = list(responses_wire.translated(steps))
         sending = asyncio.create_task(self._send_steps(scope, receive, send, steps))
         leaving = asyncio.create_task(_left(receive))
         await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -176,7 +183,8 @@ async def _body(receive: Any) -> bytes:
 
 
 def _echo(request: dict[str, Any]) -> Reply:
-    return Reply(text=f"echo: {request['messages'][-1]['content']}")
+    asked = request.get("messages") or request["input"]
+    return Reply(text=f"echo: {asked[-1]['content']}")
 
 
 def data(document: Any) -> bytes:
@@ -213,11 +221,13 @@ def _completion(request: dict[str, Any], reply: Reply) -> bytes:
         "content": reply.text,
         **({"tool_calls": reply.tool_calls} if reply.tool_calls else {}),
     }
+    usage = reply.usage or {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    if "input" in request:
+        return responses_wire.completion(request["model"], message, reply.finish_reason, usage)
     completion: dict[str, Any] = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "model": request["model"],
         "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
     }
-    usage = reply.usage or {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     return msgspec.json.encode(completion | {"usage": usage})

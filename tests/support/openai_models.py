@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from service.adapters.openai.model import ModelSettings, OpenAIModel
+from service.bootstrap.ambient import SystemClock
 from service.domain.turns import Prompt
+from service.ports import Clock
 from tests.support.stores import Recorder
 
 KEY = "sk-planted-secret"
@@ -16,8 +18,10 @@ PROMPT = Prompt(messages=({"role": "user", "content": QUESTION},), model="m")
 
 
 @asynccontextmanager
-async def model_of(recorder: Recorder, **changes: Any) -> AsyncGenerator[OpenAIModel]:
+async def model_of(
+    recorder: Recorder, clock: Clock | None = None, **changes: Any
+) -> AsyncGenerator[OpenAIModel]:
     settings = msgspec.structs.replace(ModelSettings(api_key=KEY, max_retries=1), **changes)
-    model = OpenAIModel(settings, recorder)
+    model = OpenAIModel(settings, recorder, clock or SystemClock())
     yield model
     await model.close()

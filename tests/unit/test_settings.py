@@ -53,6 +53,7 @@ def test_every_setting_has_a_comment():
         ("OPENAI_API_KEY", "geheimÉ", "OPENAI_API_KEY: must be ASCII"),
         ("REQUEST_TIMEOUT_SECONDS", "inf", "REQUEST_TIMEOUT_SECONDS: must be a finite number"),
         ("STALL_TIMEOUT_SECONDS", "31", "STALL_TIMEOUT_SECONDS: must be at most FIRST_TOKEN"),
+        ("MODEL_CALLS_MAX", "101", "MODEL_CALLS_MAX: must be at most OPENAI_POOL_SIZE"),
         ("REDIS_URL_FILE", "/nowhere/at/all", "REDIS_URL_FILE: cannot be read"),
     ],
 )
@@ -101,3 +102,8 @@ def test_a_store_without_its_servers_is_refused(store, missing):
     with pytest.raises(SettingsError, match=missing):
         missing_urls(read({"STORE": store}))
     missing_urls(read({"STORE": "memory"}))
+
+
+def test_fallback_models_are_divided_by_commas():
+    assert read({"OPENAI_FALLBACK_MODELS": " a,b-1 ,, "}).fallback_models == ("a", "b-1")
+    assert read({}).fallback_models == ()

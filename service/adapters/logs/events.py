@@ -5,6 +5,7 @@ import structlog
 from service.domain.observations import (
     BacklogSeen,
     BatchFlushed,
+    BreakerChanged,
     ComponentFailed,
     FlushFailed,
     HotRead,
@@ -39,7 +40,7 @@ class LogObserver:
                 log.error("owner_conflict", count=what.count)
             case ShardsOwned():
                 self._note_shards(what.count)
-            case SummaryEnded() | ModelCalled():
+            case SummaryEnded() | ModelCalled() | BreakerChanged():
                 _note_model(what)
             case (
                 BacklogSeen()
@@ -59,11 +60,14 @@ class LogObserver:
             log.info("shards_owned", count=count)
 
 
-def _note_model(what: SummaryEnded | ModelCalled) -> None:
+def _note_model(what: SummaryEnded | ModelCalled | BreakerChanged) -> None:
     match what:
         case SummaryEnded(outcome="failed" | "dropped"):
             log.warning("summary_not_made", outcome=what.outcome)
-        case ModelCalled() if what.outcome != "ok":
+        case ModelCalled() if what.outcome not in {"ok", "cancelled"}:
             log.warning("model_failed", outcome=what.outcome)
+        case BreakerChanged():
+            # Not the model's name: callers may name any.
+            log.warning("model_breaker_changed", state=what.state)
         case _:
             pass

@@ -7,7 +7,7 @@ The typed calls walk over every message of the window, which costs more than all
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ CLOSE_SECONDS: Final = 1.0
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str
     base_url: str | None = None
+    api: Literal["chat_completions", "responses"] = "chat_completions"
     connect_seconds: float = 5.0
     max_retries: int = 2
     """The one budget of repeated attempts; the client waits between them as the server asks."""
@@ -35,6 +36,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """From sending the question to the first piece of a streamed answer, per attempt."""
     stall_seconds: float = 20.0
     """Between two pieces; at most ``first_token_seconds``."""
+    calls_max: int = 100
+    """Calls that may run at once, streams included."""
+    breaker_failures: int = 5
+    """Outages in a row after which a model is left alone."""
+    breaker_seconds: float = 10.0
+    """For so long."""
+    fallback_models: tuple[str, ...] = ()
+    """Asked in this order where the model of a prompt is away."""
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,30 +1,49 @@
 """The model behind an OpenAI-style server: each call bounded, counted and within its deadline."""
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, contextmanager
+
+import msgspec
 
 from service.adapters.openai.attempts import Attempts
+from service.adapters.openai.breaker import Breakers
 from service.adapters.openai.chat_completions import ChatCompletions
 from service.adapters.openai.client import Client, ModelSettings
 from service.adapters.openai.listening import Call
 from service.adapters.openai.refusals import CallFailed
-from service.domain.errors import ModelUnavailable
+from service.adapters.openai.responses import Responses
+from service.domain.errors import ChatMemoryError, ModelUnavailable, Overloaded
 from service.domain.observations import ModelCalled
 from service.domain.turns import Answer, Delta, Prompt, Usage
-from service.ports import Observer
+from service.ports import Clock, Observer
 
 __all__ = ["ModelSettings", "NoModel", "OpenAIModel"]
 
 
 class OpenAIModel:
-    """StreamingModel at any server that speaks Chat Completions."""
+    """StreamingModel at any server that speaks Chat Completions or Responses.
 
-    def __init__(self, settings: ModelSettings, observer: Observer) -> None:
+    Raises Overloaded past ``calls_max`` calls at once. A model that is away (it failed again and
+    again, or 5xx, 429, a time-out or broken answers after all repeats) is followed by the fallback
+    models while nothing was told and time is left; where none of them answers either, the error is
+    the first one's.
+    """
+
+    def __init__(self, settings: ModelSettings, observer: Observer, clock: Clock) -> None:
+        self._settings = settings
         self._observer = observer
+        self._clock = clock
         self._client = Client(settings)
-        self._attempts = Attempts(self._client, ChatCompletions(), settings)
+        wire = Responses() if settings.api == "responses" else ChatCompletions()
+        self._attempts = Attempts(self._client, wire, settings)
+        self._breakers = Breakers(
+            failures=settings.breaker_failures,
+            open_seconds=settings.breaker_seconds,
+            clock=clock,
+            observer=observer,
+        )
+        self._running = 0
 
     async def open(self) -> None:
         """Import the package, connect nothing yet; done by the first call otherwise."""
@@ -38,48 +57,103 @@ class OpenAIModel:
         await self._client.close()
 
     async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
-        async with aclosing(self._call(prompt, deadline_seconds, streamed=False)) as pieces:
+        async with aclosing(self._ask(prompt, deadline_seconds, streamed=False)) as pieces:
             [answer] = [piece async for piece in pieces if isinstance(piece, Answer)]
         return answer
 
     def stream(self, prompt: Prompt, *, deadline_seconds: float) -> AsyncGenerator[Delta | Answer]:
         """Closing the generator hangs up, so that the server stops spending."""
-        return self._call(prompt, deadline_seconds, streamed=True)
+        return self._ask(prompt, deadline_seconds, streamed=True)
 
-    async def _call(
+    async def _ask(
         self, prompt: Prompt, deadline_seconds: float, *, streamed: bool
     ) -> AsyncGenerator[Delta | Answer]:
-        now = asyncio.get_running_loop().time()
-        call = Call(prompt=prompt, streamed=streamed, started=now, deadline=now + deadline_seconds)
-        async with aclosing(self._observed(call)) as pieces:
-            async for piece in pieces:
-                yield piece
+        deadline = _now() + deadline_seconds
+        told, refused = False, None
+        others = [model for model in self._settings.fallback_models if model != prompt.model]
+        with self._place():
+            for model in (prompt.model, *others):
+                asked = msgspec.structs.replace(prompt, model=model)
+                call = Call(prompt=asked, streamed=streamed, started=_now(), deadline=deadline)
+                try:
+                    async with aclosing(self._ask_one(call)) as pieces:
+                        async for piece in pieces:
+                            told = True
+                            yield piece
+                except ChatMemoryError as error:
+                    if told:
+                        raise
+                    refused = refused or error
+                    if not error.may_retry or _now() >= deadline:
+                        break
+                else:
+                    return
+        if refused is not None:
+            raise refused
 
-    async def _observed(self, call: Call) -> AsyncGenerator[Delta | Answer]:
-        started = time.monotonic()
-        outcome, usage = "internal", Usage()
+    @contextmanager
+    def _place(self) -> Generator[None]:
+        if self._running >= self._settings.calls_max:
+            raise Overloaded("As many calls of the model are running as may run at once.")
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def _ask_one(self, call: Call) -> AsyncGenerator[Delta | Answer]:
+        permit = self._breakers.admit(call.prompt.model)
+        tally = _Tally(call.prompt.model, self._clock)
         try:
             async with aclosing(self._attempts.pieces(call)) as pieces:
                 async for piece in pieces:
+                    tally.take(piece)
                     if isinstance(piece, Answer):
-                        outcome, usage = "ok", piece.usage
+                        permit.worked()
+                    else:
+                        permit.began()
                     yield piece
         except CallFailed as failed:
-            outcome = failed.error.code
+            tally.outcome = failed.error.code
+            if failed.outage:
+                permit.failed()
             raise failed.error from failed.__cause__
         except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled" if outcome == "internal" else outcome
+            # Whoever leaves after the answer has had it.
+            if tally.outcome != "ok":
+                tally.outcome = "cancelled"
             raise
         finally:
-            self._observer.observe(
-                ModelCalled(
-                    model=call.prompt.model,
-                    outcome=outcome,
-                    seconds=time.monotonic() - started,
-                    input_tokens=usage.input_tokens,
-                    output_tokens=usage.output_tokens,
-                )
-            )
+            permit.release()
+            self._observer.observe(tally.called())
+
+
+class _Tally:
+    """What one call came to."""
+
+    def __init__(self, model: str, clock: Clock) -> None:
+        self._model = model
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._first_piece: float | None = None
+        self._usage = Usage()
+        self.outcome = "internal"
+
+    def take(self, piece: Delta | Answer) -> None:
+        if isinstance(piece, Answer):
+            self.outcome, self._usage = "ok", piece.usage
+        elif self._first_piece is None:
+            self._first_piece = self._clock.monotonic() - self._started
+
+    def called(self) -> ModelCalled:
+        return ModelCalled(
+            model=self._model,
+            outcome=self.outcome,
+            seconds=self._clock.monotonic() - self._started,
+            input_tokens=self._usage.input_tokens,
+            output_tokens=self._usage.output_tokens,
+            first_piece_seconds=self._first_piece,
+        )
 
 
 class NoModel:
@@ -107,3 +181,7 @@ class NoModel:
 
     def _refusal(self) -> ModelUnavailable:
         return ModelUnavailable(self._reason, retry_after_seconds=60)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

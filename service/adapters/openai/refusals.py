@@ -21,13 +21,21 @@ _NAME: Final = re.compile(r"[a-z0-9_.-]{1,64}")
 _CLIENT_ERROR: Final = re.compile(r"4[0-9]{2}|invalid_[a-z_]{1,64}|badrequesterror")
 
 
-class _ErrorBody(msgspec.Struct):
+class ErrorBody(msgspec.Struct):
+    """What a server tells of its error, as far as it is read."""
+
     code: Any = None
     type: Any = None
 
+    def names(self) -> list[str]:
+        """The code and the type, as far as they are words or numbers."""
+        given = (self.code, self.type)
+        named = [str(name).lower() for name in given if isinstance(name, str | int)]
+        return [name for name in named if name != "error"]
 
-class _ErrorDocument(_ErrorBody):
-    error: _ErrorBody | None = None
+
+class _ErrorDocument(ErrorBody):
+    error: ErrorBody | None = None
 
 
 class CallFailed(Exception):
@@ -43,14 +51,12 @@ class CallFailed(Exception):
 
 
 def read_error_names(content: bytes) -> list[str]:
-    """The code and the type that the server gave its error, as far as they are words."""
+    """Of an error document, or of an event that is one itself."""
     try:
         document = msgspec.json.decode(content, type=_ErrorDocument)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
-    body = document.error or document
-    named = [str(name).lower() for name in (body.code, body.type) if isinstance(name, str | int)]
-    return [name for name in named if name != "error"]
+    return (document.error or document).names()
 
 
 def of_status(status: int, content: bytes, *, retry_after_seconds: int) -> ChatMemoryError:

@@ -1,6 +1,6 @@
 """Prometheus metrics, one per thing observed. Names and labels are part of the contract."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -19,6 +19,8 @@ from prometheus_client import (
 from service.domain.observations import (
     BacklogSeen,
     BatchFlushed,
+    BreakerChanged,
+    BreakerState,
     ComponentFailed,
     FlushFailed,
     HotRead,
@@ -38,6 +40,7 @@ PREFIX: Final = "chat_memory"
 FAST_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 MODEL_BUCKETS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 BATCH_BUCKETS: Final = (1, 5, 10, 50, 100, 200, 500, 1000, 2000, 5000)
+BREAKER_LEVELS: Final[Mapping[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class PrometheusObserver:
@@ -55,6 +58,7 @@ class PrometheusObserver:
         self._make_memory_metrics()
         self._make_flush_metrics()
         self._make_turn_metrics()
+        self._make_model_metrics()
         self._make_process_metrics()
 
     def render(self) -> tuple[bytes, str]:
@@ -69,7 +73,7 @@ class PrometheusObserver:
                 self._observe_memory(what)
             case BatchFlushed() | FlushFailed() | ShardsOwned() | BacklogSeen():
                 self._observe_flush(what)
-            case TurnEnded() | ModelCalled() | SummaryEnded():
+            case TurnEnded() | SummaryEnded() | ModelCalled() | BreakerChanged():
                 self._observe_turn(what)
             case ComponentFailed():
                 self._component_failures.labels(what.component, what.reason).inc()
@@ -106,7 +110,7 @@ class PrometheusObserver:
                     age = shard.oldest_age_seconds
                     self._journal_age.labels(str(shard.shard)).set(age)
 
-    def _observe_turn(self, what: TurnEnded | ModelCalled | SummaryEnded) -> None:
+    def _observe_turn(self, what: TurnEnded | SummaryEnded | ModelCalled | BreakerChanged) -> None:
         match what:
             case TurnEnded():
                 self._turns.labels(what.outcome).inc()
@@ -114,10 +118,20 @@ class PrometheusObserver:
                     self._turn_overhead.observe(what.overhead_seconds)
             case SummaryEnded():
                 self._summaries.labels(what.outcome).inc()
+            case ModelCalled() | BreakerChanged():
+                self._observe_model(what)
+
+    def _observe_model(self, what: ModelCalled | BreakerChanged) -> None:
+        match what:
+            case BreakerChanged():
+                if what.model in self._models:
+                    self._breakers.labels(what.model).set(BREAKER_LEVELS[what.state])
             case ModelCalled():
                 model = what.model if what.model in self._models else "other"
                 self._model_calls.labels(model, what.outcome).inc()
                 self._model_seconds.labels(model).observe(what.seconds)
+                if what.first_piece_seconds is not None:
+                    self._first_piece.labels(model).observe(what.first_piece_seconds)
                 self._model_tokens.labels(model, "input").inc(what.input_tokens)
                 self._model_tokens.labels(model, "output").inc(what.output_tokens)
 
@@ -160,10 +174,23 @@ class PrometheusObserver:
             "turn_overhead_seconds", "A turn's time without the model's", FAST_BUCKETS
         )
         self._summaries = self._counter("summaries", "Rolling summaries, by outcome", "outcome")
+
+    def _make_model_metrics(self) -> None:
         self._model_calls = self._counter("model_calls", "Calls of a model", "model", "outcome")
         self._model_seconds = self._histogram(
             "model_call_seconds", "Time of a call, retries included", MODEL_BUCKETS, "model"
         )
+        self._first_piece = self._histogram(
+            "model_first_piece_seconds",
+            "Time until a streamed answer began",
+            MODEL_BUCKETS,
+            "model",
+        )
+        self._breakers = self._gauge(
+            "model_breaker_state", "Of the circuit breaker: 0 closed, 1 half open, 2 open", "model"
+        )
+        for model in self._models:
+            self._breakers.labels(model).set(BREAKER_LEVELS["closed"])
         self._model_tokens = self._counter(
             "model_tokens", "Tokens, as the model's server counts them", "model", "kind"
         )
