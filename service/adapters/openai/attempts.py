@@ -57,15 +57,13 @@ class Attempts:
             pause *= 2
 
     async def _open(self, call: Call, body: dict[str, Any], *, max_retries: int) -> Opened:
-        remaining = max(call.deadline - _now(), 0)
+        patience = self._patience.first_token if call.streamed else call.deadline - _now()
         try:
             return await self._client.post(
                 self._wire.path,
                 body,
                 max_retries=max_retries,
-                read_seconds=min(self._patience.first_token, remaining)
-                if call.streamed
-                else remaining,
+                read_seconds=max(patience, 0),
                 deadline=call.deadline,
             )
         except TimeoutError as error:

@@ -6,6 +6,7 @@ The typed calls walk over every message of the window, which costs more than all
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -60,8 +61,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
     async def close(self) -> None:
         """Cut the connection where the body was not read to its end."""
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await self.response.aclose()
+        # What goes wrong with a connection that is given up changes nothing for anybody.
+        with suppress(Exception):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.response.aclose()
 
 
 class Client:
