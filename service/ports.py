@@ -9,7 +9,7 @@ never an empty history. Every call is bounded in time by its adapter.
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -304,6 +304,12 @@ class HotProfiles(Protocol):
         ...
 
 
+WAIT_LOOK_MILLISECONDS: Final = 2000
+"""Longest time between two begins of a call that waits, before its place is another's."""
+WAITERS_MAX: Final = 100
+"""Calls that wait for one session; who comes later is refused."""
+
+
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
     """The start of a turn: the user's message and how much history its prompt needs."""
 
@@ -320,6 +326,9 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     lease_token: str
     durability: Wanted = "journaled"
     """What the turn's end will wait for; what cannot be had is refused at its begin."""
+    waits: bool = False
+    """Keep a place among those that wait for a busy session; the caller begins again with the same
+    lease token, more often than every WAIT_LOOK_MILLISECONDS."""
 
 
 def needed(command: Begin, document: SessionDocument) -> Need:
@@ -393,8 +402,8 @@ class Turns(Protocol):
 
         A repeated key returns the finished turn, raises RequestRunning beside a running one, and
         takes a failed or interrupted one up again without a second user message. Raises
-        SessionBusy, SessionNotFound (another user's), BacklogFull, IdempotencyKeyReused,
-        ContextTooLarge.
+        SessionBusy (also beside others that wait, first come first served), SessionNotFound
+        (another user's), BacklogFull, IdempotencyKeyReused, ContextTooLarge.
         """
         ...
 

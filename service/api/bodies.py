@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from service.core.chat_request import OnBusy
 from service.domain.context import (
     BUDGET_TOKENS_MAX,
     BUDGET_TOKENS_MIN,
@@ -107,6 +108,15 @@ class ChatFields(RequestBody, frozen=True, kw_only=True):
             )
         ),
     ] = False
+    on_busy: Annotated[
+        OnBusy,
+        Meta(
+            description=(
+                "Beside another turn of the session: refuse (409 session_busy), or wait for its "
+                "end, first come first served, at most TURN_WAIT_SECONDS."
+            )
+        ),
+    ] = "reject"
     durability: DurabilityField = "journaled"
 
 

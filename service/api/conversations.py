@@ -199,6 +199,7 @@ async def answer(
         "max_output_tokens": data.max_output_tokens,
         "context": data.context.options() if data.context else None,
         "durability": data.durability,
+        "on_busy": data.on_busy,
     }
     # One operation on both routes, so the fingerprint is over what they have in common; streamed or
     # not, it is the same call.

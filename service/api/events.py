@@ -9,7 +9,7 @@ from litestar.response import Stream
 
 from service.api.views import view_turn
 from service.core.background import ended, owned_task
-from service.core.chat import Streamed
+from service.core.streamed import Streamed
 from service.domain.deltas import Place, Told, parse_place
 from service.domain.ids import MessageId, TurnId
 from service.domain.turns import Turn

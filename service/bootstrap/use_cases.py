@@ -135,6 +135,7 @@ def _chat_settings(settings: Settings) -> ChatSettings:
         message_bytes_max=settings.message_bytes_max,
         deadline_seconds=settings.turn_deadline_seconds,
         lease_seconds=settings.turn_lease_seconds,
+        wait_seconds=settings.turn_wait_seconds,
     )
 
 

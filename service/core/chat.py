@@ -18,10 +18,11 @@ from service.core.ending import Ending
 from service.core.generating import Generation, Generations, GenerationSettings
 from service.core.prompting import Given, Offer, ProfileText, Prompting, wire_messages
 from service.core.recording import check_session
-from service.core.running_turn import RunningTurn, recorded_turn, replayed_turn
+from service.core.running_turn import RunningTurn, halved, recorded_turn, replayed_turn
+from service.core.streamed import Streamed
 from service.domain.context import plan
 from service.domain.deltas import Place, Told, rest_of, told_after
-from service.domain.errors import RequestRunning, TurnNotFound
+from service.domain.errors import RequestRunning, SessionBusy, TurnNotFound
 from service.domain.ids import TurnId, check_id
 from service.domain.messages import MessageBody, encode_body
 from service.domain.sessions import SessionRef
@@ -46,33 +47,22 @@ CANCEL_WAIT_SECONDS: Final = 2.0
 """Longest wait of who cancels a turn for its end."""
 
 
+WAIT_PAUSE_SECONDS: Final = 0.1
+"""Between two looks at a session that is waited for."""
+
+
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     message_bytes_max: int
     deadline_seconds: float
     lease_seconds: float
+    wait_seconds: float = 30.0
+    """Longest wait for a busy session."""
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
     turn: Turn
     replayed: bool
-
-
-class Streamed(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn as it is told: how it stands, then what is said, and last of all its end."""
-
-    turn: Turn
-    events: AsyncGenerator[Told | Turn]
-    replayed: bool = False
-
-    @classmethod
-    def of_ended(cls, turn: Turn, place: Place, *, replayed: bool = False) -> "Streamed":
-        async def events() -> AsyncGenerator[Told | Turn]:
-            for told in rest_of(turn, place):
-                yield told
-            yield turn
-
-        return cls(turn=turn, events=events(), replayed=replayed)
 
 
 class Chat:
@@ -130,7 +120,7 @@ class Chat:
             return Answered(turn=replayed_turn(begun), replayed=True)
         return Answered(turn=await begun.turn(), replayed=False)
 
-    async def stream(self, request: ChatRequest) -> "Streamed":
+    async def stream(self, request: ChatRequest) -> Streamed:
         """As ``answer``, told piece by piece; what keeps a turn from its begin is raised at once.
 
         A repeated call gets the whole answer, or joins the turn where it is.
@@ -146,7 +136,7 @@ class Chat:
 
     async def events(
         self, ref: SessionRef, turn_id: TurnId, after: Place | None = None
-    ) -> "Streamed":
+    ) -> Streamed:
         """Join a turn from a place on, in whichever process it runs. Raises TurnNotFound."""
         place = after or Place()
         turn = await self._found(ref, turn_id, cancel=False)
@@ -223,7 +213,7 @@ class Chat:
         check_request(request, message_bytes_max=self._settings.message_bytes_max)
         lease_token = secrets.token_hex(16)
         command = await self._begin(request, TurnId(str(uuid.uuid4())), lease_token)
-        begun = await (self._begun_or_joined if joins else self._turns.begin)(command)
+        begun = await (self._begun_or_joined if joins else self._begun)(command)
         if isinstance(begun, Replayed):
             return begun
         chosen = plan(request.options.over(begun.history.document.context))
@@ -239,12 +229,23 @@ class Chat:
         deadline = self._clock.monotonic() + self._settings.deadline_seconds
         while True:
             try:
-                return await self._turns.begin(command)
+                return await self._begun(command)
             except RequestRunning:
                 if self._clock.monotonic() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, JOIN_PAUSE_SECONDS_MAX)
+
+    async def _begun(self, command: Begin) -> Begun | Replayed:
+        """Wait for a busy session where so wanted. Raises SessionBusy past the bound."""
+        deadline = self._clock.monotonic() + self._settings.wait_seconds
+        while True:
+            try:
+                return await self._turns.begin(command)
+            except SessionBusy:
+                if not command.waits or self._clock.monotonic() + WAIT_PAUSE_SECONDS > deadline:
+                    raise
+            await asyncio.sleep(WAIT_PAUSE_SECONDS)
 
     async def _begin(self, request: ChatRequest, turn_id: TurnId, lease_token: str) -> Begin:
         given = Given(instructions=request.instructions, message=request.message)
@@ -259,20 +260,22 @@ class Chat:
             once=request.once,
             lease_token=lease_token,
             durability=request.durability,
+            waits=request.on_busy == "wait",
         )
 
     def _model_of(self, request: ChatRequest) -> str:
         return request.model or self._settings.model
 
-    async def _prompt(self, running: RunningTurn) -> Prompt:
+    async def _prompt(self, running: RunningTurn, *, shrinks: bool) -> Prompt:
         request, history = running.request, running.begun.history
+        chosen = halved(running) if shrinks else running.chosen
         user_id = history.user_id or request.user_id
         profile = None
         if running.chosen.profile and user_id is not None:
             profile = await self._profile_text(request.ref.tenant, user_id)
         given = Given(instructions=request.instructions, profile=profile, message=request.message)
         model = self._model_of(request)
-        shown = await self._prompting.shown(running.chosen, history, given, model)
+        shown = await self._prompting.shown(chosen, history, given, model)
         running.show(shown)
         return Prompt(
             messages=tuple(wire_messages(shown, given)),

@@ -1,6 +1,6 @@
 """What a caller of a turn asks for, and the limits of it."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -11,6 +11,9 @@ from service.domain.ids import check_id
 from service.domain.messages import check_text
 from service.domain.sessions import SessionRef
 from service.ports import Once, Wanted
+
+OnBusy = Literal["reject", "wait"]
+"""What a call does beside another turn of its session."""
 
 TEMPERATURE_MAX: Final = 2.0
 OUTPUT_TOKENS_MAX: Final = 1_000_000
@@ -30,6 +33,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     once: Once | None = None
     durability: Wanted = "journaled"
     """What the answer is waited to reach."""
+    on_busy: OnBusy = "reject"
 
     @property
     def options(self) -> ContextOptions:

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final
+from collections.abc import AsyncGenerator
+from typing import Final, Protocol
 
 import msgspec
 
@@ -12,7 +12,7 @@ from service.core.background import ended, owned_task
 from service.core.ending import Ending
 from service.core.running_turn import INTERRUPTED, UNEXPECTED, RunningTurn, error_of
 from service.domain.deltas import Place, Told, joined, told_after
-from service.domain.errors import ChatMemoryError, Draining
+from service.domain.errors import ChatMemoryError, ContextTooLarge, Draining
 from service.domain.ids import id_time
 from service.domain.turns import Answer, Delta, Prompt, Turn
 from service.ports import Clock, Pieces, StreamingModel, Turns
@@ -23,8 +23,16 @@ WATCH_SECONDS: Final = 0.5
 """Between two looks at whether somebody asks the turn to end; its lease is renewed with them."""
 RENEWALS_PER_LEASE: Final = 3
 
-Ask = Callable[[RunningTurn], Awaitable[Prompt]]
-"""Decides what the model is shown of the session, and notes it at the turn."""
+
+class Ask(Protocol):
+    """Decides what the model is shown of the session, and notes it at the turn."""
+
+    async def __call__(self, running: RunningTurn, *, shrinks: bool) -> Prompt:
+        """``shrinks``: half of what was shown before.
+
+        Raises ContextTooLarge where that is nothing.
+        """
+        ...
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,14 +163,24 @@ class Generation:
 
     async def _ask(self) -> Answer:
         owner, deadline = self._owner, self._owner.settings.deadline_seconds
-        prompt = await owner.ask(self.running)
+        prompt = await owner.ask(self.running, shrinks=False)
         asked = owner.clock.monotonic()
         try:
-            if not self._streams:
-                return await owner.model.answer(prompt, deadline_seconds=deadline)
-            return await self._listen(prompt, deadline)
+            return await self._told(prompt, deadline)
+        except ContextTooLarge:
+            left = deadline - (owner.clock.monotonic() - asked)
+            if left <= 0:
+                raise
+            # The model's context is smaller than what it was shown: once more, with half of it.
+            prompt = await owner.ask(self.running, shrinks=True)
+            return await self._told(prompt, left)
         finally:
             self._model_seconds = owner.clock.monotonic() - asked
+
+    async def _told(self, prompt: Prompt, deadline: float) -> Answer:
+        if self._streams:
+            return await self._listen(prompt, deadline)
+        return await self._owner.model.answer(prompt, deadline_seconds=deadline)
 
     async def _listen(self, prompt: Prompt, deadline: float) -> Answer:
         answer: Answer | None = None

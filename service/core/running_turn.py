@@ -5,9 +5,9 @@ import msgspec
 from service.core.chat_request import ChatRequest
 from service.core.prompting import Shown
 from service.domain.context import Plan
-from service.domain.errors import ChatMemoryError
+from service.domain.errors import ChatMemoryError, ContextTooLarge
 from service.domain.ids import ZERO_ID, MessageId, TurnId, id_time, time_of
-from service.domain.messages import Message, MessageBody
+from service.domain.messages import PINNED_ROLES, Message, MessageBody
 from service.domain.turns import Turn, TurnContext, TurnError, TurnState, Usage
 from service.ports import Begun, Finish, Replayed, TurnRecord
 
@@ -93,6 +93,19 @@ class RunningTurn:
             finished_at=time_of(finished_milliseconds),
             error=error,
         )
+
+
+def halved(running: RunningTurn) -> Plan:
+    """A plan for half of what the model was shown. Raises ContextTooLarge where that is nothing."""
+    shown, chosen = running.shown, running.chosen
+    spoken = [one for one in shown.messages if one.role not in PINNED_ROLES] if shown else []
+    if shown is None or not spoken:
+        raise ContextTooLarge("The conversation is longer than the model's context.")
+    if chosen.max_tokens is not None:
+        return msgspec.structs.replace(chosen, max_tokens=shown.tokens.total // 2)
+    if len(spoken) == 1:
+        raise ContextTooLarge("The conversation is longer than the model's context.")
+    return msgspec.structs.replace(chosen, strategy="window", last=len(spoken) // 2)
 
 
 def error_of(error: ChatMemoryError) -> TurnError:

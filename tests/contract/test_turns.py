@@ -369,3 +369,38 @@ async def test_a_clear_cancels_a_turn_and_a_deletion_forgets_it(memory):
     await append(memory, "new")
     assert await found(memory, "turn-t2") is None
     assert await found(memory) is None
+
+
+async def test_who_waits_for_a_session_is_served_in_the_order_of_arrival(memory):
+    turns = memory.store.turns
+    await turns.begin(begin())
+
+    async def busy(token: str, *, waits: bool = True) -> bool:
+        command = msgspec.structs.replace(begin(token, token=token), waits=waits)
+        try:
+            await turns.begin(command)
+        except SessionBusy:
+            return True
+        return False
+
+    assert await busy("t2")
+    assert await busy("t3")
+    assert await busy("t4")
+    await turns.finish(finish())
+    # Who did not wait comes after those who do, and those one after the other.
+    assert await busy("t5", waits=False)
+    assert await busy("t4")
+    assert await busy("t3")
+    assert not await busy("t2")
+    assert await busy("t3")
+    await turns.finish(finish(token="t2"))
+    assert await busy("t4")
+    assert not await busy("t3")
+    await turns.finish(finish(token="t3"))
+
+    async def forgotten() -> bool:
+        # The last one does not look any more.
+        return not await busy("t5", waits=False)
+
+    await eventually(forgotten, within_seconds=5)
+    assert [text for text in await contents(memory) if text != "hello"] == ["hi", "t2", "t3", "t5"]

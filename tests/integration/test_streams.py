@@ -316,3 +316,32 @@ async def test_a_process_that_ends_interrupts_its_turns_and_others_are_told(two)
     assert (events[-1].name, events[-1].data["state"]) == ("turn.failed", "interrupted")
     assert (await other.turn(turn_id))["state"] == "interrupted"
     assert (await other.http.post(CHAT, json={"message": "next"})).status_code == 200
+
+
+async def test_calls_that_wait_are_answered_one_after_another_across_processes(two):
+    one, other = two
+    one.model.word_gate = asyncio.Semaphore(0)
+    first = asyncio.ensure_future(all_of(one.events(CHAT, json=ASKED)))
+    await one.model.asked.wait()
+    waiting: list[Any] = []
+    for number, process in enumerate((other, one, other, one)):
+        body = {"message": f"waiting {number}", "on_busy": "wait"}
+        waiting.append(asyncio.ensure_future(process.http.post(CHAT, json=body)))
+        await asyncio.sleep(0.15)  # So that they arrive in this order.
+    refused = await other.http.post(CHAT, json={"message": "no"})
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (409, "false")
+    go_on(one)
+    await first
+    answers = [(await each).status_code for each in waiting]
+    assert answers == [200] * 4
+    said = [content for role, content, _ in await one.messages() if role == "user"]
+    assert said == [ASKED["message"], *(f"waiting {number}" for number in range(4))]
+
+
+async def test_a_wait_has_its_bound(hybrid_settings):
+    short = msgspec.structs.replace(hybrid_settings, turn_wait_seconds=0.3)
+    async with process(short) as here:
+        await left_after(here, 0)
+        response = await here.http.post(CHAT, json={"message": "no", "on_busy": "wait"})
+        assert (response.status_code, response.json()["code"]) == (409, "session_busy")
+        go_on(here)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.core.summarizing import ATTEMPTS_MAX, INSTRUCTIONS
-from service.domain.errors import ModelError
+from service.domain.errors import ContextTooLarge, ModelError
 from service.domain.observations import SummaryEnded
 from service.domain.turns import Answer, Prompt
 from service.settings import Settings
@@ -349,3 +349,25 @@ async def test_long_instructions_do_not_stop_the_summary(model):
 
         await eventually(summarised, within_seconds=5)
         assert all("message" in prompt.messages[1]["content"] for prompt in model.summaries)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("own", [{"strategy": "window", "last": 20}, {"max_tokens": 2000}])
+async def test_a_context_too_long_for_the_model_is_halved_once(api, model, own, streams):
+    await append(api, *(("user", f"{n} " + "hello " * 15) for n in range(20)))
+    model.script = [ContextTooLarge("too long"), answer_of("yes")]
+    asked = {"message": "hi", "context": own, "stream": streams}
+    response = await api.http.post(CHAT, json=asked)
+    assert response.status_code == 200, response.text
+    assert "echo: yes" in response.text
+    first, second = ([m for m in one.messages if m["role"] == "user"] for one in model.prompts)
+    assert len(first) == 21
+    assert 8 <= len(second) <= 12
+    assert second[-1]["content"] == "hi"
+    assert second[-2]["content"].startswith("19 ")
+    stored = (await api.http.get("/v1/sessions/s/messages")).json()["items"]
+    assert len(stored) == 22
+
+    model.script = [ContextTooLarge("too long"), ContextTooLarge("too long")]
+    response = await api.http.post(CHAT, json=asked | {"stream": False})
+    problem(response, 422, "context_too_large")

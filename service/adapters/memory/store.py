@@ -39,6 +39,8 @@ class HeldSession(msgspec.Struct, kw_only=True):
     cleared_through: MessageId = ZERO_ID
     messages: list[Message] = msgspec.field(default_factory=list[Message])
     lease: Lease | None = None
+    waiting: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Lease tokens in the order of their arrival, by their last look (milliseconds)."""
     summary: Summary | None = None
 
 

@@ -9,6 +9,8 @@ from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId, TurnId
 from service.domain.sessions import SessionDocument, SessionRef
 from service.ports import (
+    WAIT_LOOK_MILLISECONDS,
+    WAITERS_MAX,
     Begin,
     Begun,
     Finish,
@@ -39,7 +41,7 @@ class MemoryTurns:
         call = store.call(ref, command.once)
         if call is not None and call.state == "done":
             return Replayed(result=call.result, message_id=call.answer_id)
-        self._must_be_free(ref, call)
+        self._must_be_free(command, call)
         store.check_owner(ref, command.user_id)
         store.must_have_room(ref, 1)
         held = store.sessions.get(ref)
@@ -50,6 +52,7 @@ class MemoryTurns:
         user_message_id = taken_up or store.say(ref, (command.body,))[0]
         turn_id = TurnId(call.turn_id) if call and taken_up else command.turn_id
         store.lease(session, command.lease_token)
+        session.waiting.pop(command.lease_token, None)
         call = store.new_call(command.once)
         call.state, call.token, call.ids = "running", command.lease_token, (user_message_id,)
         call.turn_id = turn_id
@@ -125,15 +128,33 @@ class MemoryTurns:
         call.state, call.result, call.answer_id = state, command.result, answer_id
         return Finished(message_id=answer_id, outcome="stored")
 
-    def _must_be_free(self, ref: SessionRef, call: Call | None) -> None:
-        session = self._store.sessions.get(ref)
-        lease = session.lease if session else None
-        if lease is None or lease.until_milliseconds <= self._store.now:
+    def _must_be_free(self, command: Begin, call: Call | None) -> None:
+        session = self._store.sessions.get(command.ref)
+        if session is None:
             return
-        if call is not None and call.token == lease.token:
+        now, lease = self._store.now, session.lease
+        if lease is None or lease.until_milliseconds <= now:
+            if not self._others_come_first(session, command.lease_token):
+                return
+            left = 1000
+        elif call is not None and call.token == lease.token:
             raise RequestRunning(turn_id=call.turn_id)
-        left = lease.until_milliseconds - self._store.now
+        else:
+            left = lease.until_milliseconds - now
+        known = command.lease_token in session.waiting
+        if command.waits and (known or len(session.waiting) < WAITERS_MAX):
+            session.waiting[command.lease_token] = now
         raise SessionBusy(retry_after_seconds=max(1, math.ceil(left / 1000)))
+
+    def _others_come_first(self, session: HeldSession, token: str) -> bool:
+        """First come, first served: whoever does not look any more is forgotten."""
+        oldest = self._store.now - WAIT_LOOK_MILLISECONDS
+        session.waiting = {
+            name: looked
+            for name, looked in session.waiting.items()
+            if looked >= oldest or name == token
+        }
+        return next(iter(session.waiting), token) != token
 
     def _taken_up(self, session: HeldSession, call: Call | None) -> MessageId | None:
         """The user message of a failed or interrupted call, unless it was cleared away."""

@@ -20,6 +20,9 @@ SWEEP_BATCHES_MAX: Final = 50
 LEASE_REMAINS_SECONDS: Final = 3600
 """A lease that ended and was not taken is still its owner's: longer than any turn."""
 
+WAIT_REMAINS_SECONDS: Final = 60
+"""A place among those that wait counts for seconds only."""
+
 CallState = Literal["running", "done", "failed", "interrupted"]
 
 # By the clock and not by the transaction's beginning: it may have waited for the session since.
@@ -58,6 +61,17 @@ WITH gone AS (
     DELETE FROM turn_leases
     WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM turn_leases WHERE expires_at <= now() - make_interval(secs => $2)
+        LIMIT $1 FOR UPDATE SKIP LOCKED))
+    RETURNING 1
+)
+SELECT count(*) FROM gone
+"""
+
+SWEEP_WAITS: Final[LiteralString] = """
+WITH gone AS (
+    DELETE FROM turn_waits
+    WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM turn_waits WHERE looked_at <= now() - make_interval(secs => $2)
         LIMIT $1 FOR UPDATE SKIP LOCKED))
     RETURNING 1
 )
@@ -178,6 +192,7 @@ class PostgresSweeper:
                 leases = await connection.fetchval(
                     SWEEP_LEASES, SWEEP_ROWS_MAX, LEASE_REMAINS_SECONDS
                 )
-            if max(calls, leases) < SWEEP_ROWS_MAX:
+                waits = await connection.fetchval(SWEEP_WAITS, SWEEP_ROWS_MAX, WAIT_REMAINS_SECONDS)
+            if max(calls, leases, waits) < SWEEP_ROWS_MAX:
                 return False
         return True

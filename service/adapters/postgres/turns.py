@@ -26,6 +26,7 @@ from service.adapters.postgres.session_rows import (
 )
 from service.adapters.postgres.transcripts import read_newest
 from service.adapters.postgres.turn_records import find_turn
+from service.adapters.postgres.turn_waits import WAIT_NO_MORE, others_come_first, wait_on
 from service.adapters.postgres.vectors import Worded, worded
 from service.domain.errors import RequestRunning, SessionBusy
 from service.domain.ids import MessageId, TurnId
@@ -112,6 +113,8 @@ class PostgresTurns:
     async def begin(self, command: Begin) -> Begun | Replayed:
         call = self._call(command.ref, command.once, command.lease_token)
         said = await worded([command.body])
+        if command.waits:
+            await self._door.settled(lambda it: wait_on(it, command))
         return await self._door.settled(lambda it: self._begin(it, command, said, call))
 
     async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
@@ -139,7 +142,11 @@ class PostgresTurns:
         record = await find_record(connection, call)
         if record is not None and record.state == "done":
             return Replayed(result=record.result, message_id=record.answer_id)
-        _check_lease(await _lease(connection, command.ref), record, command.lease_token)
+        lease = await _lease(connection, command.ref)
+        _check_lease(lease, record, command.lease_token)
+        ours = lease is not None and lease.token == command.lease_token
+        if not ours and await others_come_first(connection, command.ref, command.lease_token):
+            raise SessionBusy(retry_after_seconds=1)
         row.check_owner(command.user_id)
         check_cost(command, decode_document(row.document))
 
@@ -173,6 +180,9 @@ class PostgresTurns:
             turn_id,
             self._lease_seconds,
         )
+        if command.waits:
+            place = (session_key(command.ref), command.ref.tenant)
+            await connection.execute(WAIT_NO_MORE, *place, token)
         await keep_record(
             connection, call, (message_id,), state="running", token=token, turn_id=turn_id
         )

@@ -71,6 +71,9 @@ class Keys:
     def turn(self, ref: SessionRef, turn_id: str) -> str:
         return f"{_tag(self.shard(ref))}:turn:{_turn_digest(ref, turn_id)}"
 
+    def waiting(self, ref: SessionRef) -> str:
+        return f"{_tag(self.shard(ref))}:waiting:{_turn_digest(ref, '')}"
+
     def pieces(self, ref: SessionRef, turn_id: str) -> str:
         return f"{_tag(self.shard(ref))}:pieces:{_turn_digest(ref, turn_id)}"
 

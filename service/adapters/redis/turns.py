@@ -11,6 +11,8 @@ from service.domain.errors import ContextTooLarge, RequestRunning, SessionBusy
 from service.domain.ids import MessageId, TurnId, random_bits
 from service.domain.sessions import SessionRef
 from service.ports import (
+    WAIT_LOOK_MILLISECONDS,
+    WAITERS_MAX,
     Begin,
     Cold,
     Finish,
@@ -67,9 +69,13 @@ class RedisTurns:
             *_budget_words(command.options),
             command.body,
             random_bits(),
+            int(command.waits),
+            WAIT_LOOK_MILLISECONDS,
+            WAITERS_MAX,
         ]
-        place = self._arguments.keys.turn(command.ref, command.turn_id)
-        keys = [*self._keys(command.ref, once, command.lease_token), place]
+        names = self._arguments.keys
+        places = (names.turn(command.ref, command.turn_id), names.waiting(command.ref))
+        keys = [*self._keys(command.ref, once, command.lease_token), *places]
         status, *rest = await self._door.run(BEGIN, keys, words)
         match status:
             case b"begun":

@@ -2,13 +2,16 @@
 --
 -- KEYS  8 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
 --       9 place of the turn: names the record by the turn's id
+--       10 who waits for the session (hash: lease token to arrival, microseconds, and last look,
+--       milliseconds)
 -- ARGV  9 user or ''   10 fingerprint   11 lifetime of the record, milliseconds   12 lease token
 --       13 lease milliseconds   14 turn id
 --       15 history needed: messages, -1 for all, -2 for as many as the token budget takes
 --       16 whose decides: '0' 15, '1' before it the session's own context, 'window' that one where it
 --       is a window   17 '1' when what is hot will do
 --       18 tokens of the prompt without the session   19 token budget or ''
---       20 '1' when the session's own budget decides before 19   21 body   22 random bits
+--       20 '1' when the session's own budget decides before 19   21 body   22 random bits   23 '1' to wait
+--       24 longest time between two looks of who waits, milliseconds   25 at most so many wait
 -- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id}
 --       | {'running', turn id} | {'reused'}
 --       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
@@ -29,12 +32,38 @@ if record.state == 'done' then
   return { 'replayed', record.result, record.answer or '' }
 end
 
+-- First come, first served: whoever does not look any more is forgotten.
+local function is_first()
+  local waiting, first, arrival = redis.call('HGETALL', KEYS[10]), nil, nil
+  for place = 1, #waiting, 2 do
+    local arrived, looked = string.match(waiting[place + 1], '^(%d+) (%d+)$')
+    if now - tonumber(looked) > tonumber(ARGV[24]) and waiting[place] ~= ARGV[12] then
+      redis.call('HDEL', KEYS[10], waiting[place])
+    elseif not arrival or tonumber(arrived) < arrival then
+      first, arrival = waiting[place], tonumber(arrived)
+    end
+  end
+  return not first or first == ARGV[12]
+end
+
+local function busy(left)
+  local own = redis.call('HGET', KEYS[10], ARGV[12])
+  if ARGV[23] == '1' and (own or redis.call('HLEN', KEYS[10]) < tonumber(ARGV[25])) then
+    local time = redis.call('TIME')
+    local arrived = own and string.match(own, '^%d+') or time[1] .. string.format('%06d', time[2])
+    redis.call('HSET', KEYS[10], ARGV[12], arrived .. ' ' .. now)
+    redis.call('PEXPIRE', KEYS[10], 30 * ARGV[24])
+  end
+  return { 'busy', left }
+end
+
 local leased = head.lease and tonumber(head.lease_until) > now
 local ours = leased and head.lease == ARGV[12]
 if leased and not ours then
   if record.token == head.lease then return { 'running', record.turn or '' } end
-  return { 'busy', tonumber(head.lease_until) - now }
+  return busy(tonumber(head.lease_until) - now)
 end
+if not ours and redis.call('EXISTS', KEYS[10]) == 1 and not is_first() then return busy(1000) end
 
 local owner = claim(ARGV[9])
 if owner == 'not_owner' then return { 'not_owner' } end
@@ -75,6 +104,7 @@ if not message then
   if not ARCHIVED and tonumber(head.held) + 1 > HELD_MAX then return { 'too_many' } end
   message = say(21, 1)[1]
 end
+redis.call('HDEL', KEYS[10], ARGV[12])
 set('lease', ARGV[12])
 set('lease_until', now + tonumber(ARGV[13]))
 local turn = taken_up and record.turn or ARGV[14]
