@@ -205,7 +205,9 @@ async def answer(
     # not, it is the same call.
     request = ChatRequest(ref=ref, once=once(key, "chat", fields), **fields)
     if data.stream:
-        return event_stream(await use_cases.chat.stream(request))
+        streamed = await use_cases.chat.stream(request)
+        turn_id = streamed.turn.turn_id
+        return event_stream(streamed, left=lambda: use_cases.chat.left(turn_id))
     answered = await use_cases.chat.answer(request)
     headers = {"Idempotency-Replayed": "true"} if answered.replayed else {}
     return Response(view_turn(answered.turn), headers=headers)

@@ -136,6 +136,7 @@ def _chat_settings(settings: Settings) -> ChatSettings:
         deadline_seconds=settings.turn_deadline_seconds,
         lease_seconds=settings.turn_lease_seconds,
         wait_seconds=settings.turn_wait_seconds,
+        ends_when_left=settings.turn_on_disconnect == "cancel",
     )
 
 

@@ -58,6 +58,8 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float
     wait_seconds: float = 30.0
     """Longest wait for a busy session."""
+    ends_when_left: bool = False
+    """Whether a streamed turn is cancelled when its caller leaves."""
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,9 +148,10 @@ class Chat:
             return Streamed.of_ended(turn, place)
         return Streamed(turn=turn, events=self._followed_elsewhere(ref, turn_id, place))
 
-    def leave(self, turn_id: TurnId) -> None:
-        """End a turn that runs here, because its caller has gone."""
-        if (here := self._generations.of(turn_id)) is not None:
+    def left(self, turn_id: TurnId) -> None:
+        """The caller of a streamed turn has gone before its end."""
+        here = self._generations.of(turn_id)
+        if here is not None and self._settings.ends_when_left:
             here.cancel()
 
     async def _followed(

@@ -345,3 +345,16 @@ async def test_a_wait_has_its_bound(hybrid_settings):
         response = await here.http.post(CHAT, json={"message": "no", "on_busy": "wait"})
         assert (response.status_code, response.json()["code"]) == (409, "session_busy")
         go_on(here)
+
+
+async def test_a_turn_whose_caller_leaves_ends_where_that_is_set(hybrid_settings):
+    ends = msgspec.structs.replace(hybrid_settings, turn_on_disconnect="cancel")
+    async with process(ends) as here:
+        seen = await left_after(here, 2)
+        turn_id = seen[0].data["turn_id"]
+
+        async def cancelled() -> bool:
+            return (await here.turn(turn_id))["state"] == "cancelled"
+
+        await eventually(cancelled, within_seconds=5)
+        assert (await here.messages())[1] == ("assistant", "echo: one ", "incomplete")
