@@ -392,6 +392,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     user_message_id: MessageId
     result: bytes = b""
     message_id: MessageId | None = None
+    cleared: bool = False
+    """What was said in it was cleared away since: nobody is shown its answer."""
 
 
 class Turns(Protocol):
@@ -415,8 +417,8 @@ class Turns(Protocol):
         """Store the answer and the result and free the lease, in one step, if it is still ours."""
         ...
 
-    async def fail(self, command: Finish) -> None:
-        """Free the lease; the user's message stays and a repeated key runs the turn again."""
+    async def fail(self, command: Finish) -> Finished:
+        """As ``finish``, but a repeated key runs the turn again: the user's message stays."""
         ...
 
     async def find(
@@ -731,7 +733,7 @@ class HotTurns(Protocol):
         self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
     ) -> TurnRecord | None: ...
     async def finish(self, command: Finish) -> Finished: ...
-    async def fail(self, command: Finish) -> None: ...
+    async def fail(self, command: Finish) -> Finished: ...
 
 
 class HotDeletion(msgspec.Struct, frozen=True, kw_only=True):

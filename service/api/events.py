@@ -23,9 +23,6 @@ HEADERS: Final = {
     # nginx and those that learnt from it would hold events back.
     "x-accel-buffering": "no",
 }
-END: Final = "end"
-"""The id of a turn's last event."""
-CHARACTERS_MAX: Final = 999_999_999
 FAILED: Final = frozenset({"failed", "interrupted"})
 
 
@@ -37,8 +34,6 @@ class StartedView(msgspec.Struct, frozen=True, kw_only=True):
 
 def place_of(last_event_id: str) -> Place:
     """Where a reader stopped. Raises InvalidValue."""
-    if last_event_id == END:
-        return Place(characters=CHARACTERS_MAX, parts=CHARACTERS_MAX)
     return parse_place(last_event_id, "Last-Event-ID")
 
 
@@ -64,7 +59,9 @@ async def _events(
                 session_id=turn.session_id,
                 user_message_id=turn.user_message_id,
             )
-            yield _event("turn.started", str(Place()), msgspec.json.encode(view))
+            yield _event(
+                "turn.started", str(Place(attempt=turn.attempt)), msgspec.json.encode(view)
+            )
         async for event in _kept_alive(streamed.events):
             over = isinstance(event, Turn)
             yield KEEP_ALIVE if event is None else _encoded(event)
@@ -103,7 +100,7 @@ def _encoded(event: Told | Turn) -> bytes:
             return _event("delta", str(event.place), msgspec.json.encode(_data_of(event)))
         case Turn():
             name = "turn.failed" if event.state in FAILED else "turn.completed"
-            return _event(name, END, msgspec.json.encode(view_turn(event)))
+            return _event(name, f"{event.attempt}.end", msgspec.json.encode(view_turn(event)))
 
 
 def _data_of(told: Told) -> dict[str, object]:

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from service.domain.observations import ComponentFailed, LoopLagSeen
 from service.ports import Clock, Observer
+
+T = TypeVar("T")
 
 PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5
 CANCEL_AGAIN_SECONDS: Final = 0.5
@@ -35,6 +37,18 @@ async def ended(task: asyncio.Task[Any]) -> None:
         await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
     if not task.cancelled():
         task.exception()
+
+
+async def unstopped(work: Coroutine[Any, Any, T], *, name: str) -> T:
+    """Do work that must not be left half done to its end, whoever cancels the caller meanwhile.
+
+    The work itself is bounded. A cancellation is passed over: the caller has its result.
+    """
+    task = owned_task(work, name=name)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()
 
 
 class LoopLag:

@@ -134,7 +134,7 @@ class Chat:
             return await self.events(request.ref, TurnId(running.turn_id))
         if isinstance(begun, Replayed):
             return Streamed.of_ended(replayed_turn(begun), Place(), replayed=True)
-        return Streamed(turn=begun.begun_turn(), events=self._followed(begun, request.ref, Place()))
+        return Streamed(turn=begun.begun_turn(), events=self._followed(begun, Place()))
 
     async def events(
         self, ref: SessionRef, turn_id: TurnId, after: Place | None = None
@@ -142,11 +142,11 @@ class Chat:
         """Join a turn from a place on, in whichever process it runs. Raises TurnNotFound."""
         place = after or Place()
         turn = await self._found(ref, turn_id, cancel=False)
-        if (here := self._generations.of(turn_id)) is not None:
-            return Streamed(turn=turn, events=self._followed(here, ref, place))
         if turn.state != "running":
             return Streamed.of_ended(turn, place)
-        return Streamed(turn=turn, events=self._followed_elsewhere(ref, turn_id, place))
+        if (here := self._generations.of(turn_id)) is not None:
+            return Streamed(turn=here.begun_turn(), events=self._followed(here, place))
+        return Streamed(turn=turn, events=self._followed_elsewhere(ref, turn, place))
 
     def left(self, turn_id: TurnId) -> None:
         """The caller of a streamed turn has gone before its end."""
@@ -154,36 +154,43 @@ class Chat:
         if here is not None and self._settings.ends_when_left:
             here.cancel()
 
-    async def _followed(
-        self, generation: Generation, ref: SessionRef, place: Place
-    ) -> AsyncGenerator[Told | Turn]:
+    async def _followed(self, generation: Generation, place: Place) -> AsyncGenerator[Told | Turn]:
         async with aclosing(generation.follow(place)) as pieces:
             async for told in pieces:
                 place = told.place
                 yield told
-        turn = generation.end or await self._found(ref, generation.running.turn_id, cancel=False)
+        turn = generation.told_end()
         for told in rest_of(turn, place):
             yield told
         yield turn
 
     async def _followed_elsewhere(
-        self, ref: SessionRef, turn_id: TurnId, place: Place
+        self, ref: SessionRef, turn: Turn, place: Place
     ) -> AsyncGenerator[Told | Turn]:
-        mark = ""
-        while True:
-            # The turn is looked at before its pieces: what it said before its end is in either.
-            turn = await self._found(ref, turn_id, cancel=False)
-            if turn.state != "running":
-                for told in rest_of(turn, place):
-                    yield told
-                yield turn
-                return
-            for piece in await self._pieces.read(ref, turn_id, mark) if self._pieces else ():
+        mark, whole = "", True
+        while turn.state == "running":
+            for piece in await self._pieces.read(ref, turn.turn_id, mark) if self._pieces else ():
                 mark = piece.mark
-                for told in told_after(place, piece.start, [piece.delta]):
+                if piece.start.attempt != place.attempt:
+                    place, whole = place.of(piece.start.attempt), True
+                # Behind a gap nothing is told until the end: the result has it all.
+                whole = whole and piece.start.is_reached_by(place)
+                for told in told_after(place, piece.start, [piece.delta]) if whole else ():
                     place = told.place
                     yield told
             await asyncio.sleep(FOLLOW_SECONDS)
+            # Looked at after its pieces, and its end told by the result: so nothing is missed.
+            turn = await self._found_or_gone(ref, turn)
+        for told in rest_of(turn, place):
+            yield told
+        yield turn
+
+    async def _found_or_gone(self, ref: SessionRef, turn: Turn) -> Turn:
+        """A turn whose session is deleted while it is followed was cancelled."""
+        try:
+            return await self._found(ref, turn.turn_id, cancel=False)
+        except TurnNotFound:
+            return msgspec.structs.replace(turn, state="cancelled")
 
     async def turn(self, ref: SessionRef, turn_id: TurnId) -> Turn:
         """How a turn stands. Raises TurnNotFound."""
@@ -214,6 +221,7 @@ class Chat:
         self, request: ChatRequest, started: float, *, streams: bool, joins: bool = True
     ) -> Generation | Replayed:
         check_request(request, message_bytes_max=self._settings.message_bytes_max)
+        self._generations.check_open()
         lease_token = secrets.token_hex(16)
         command = await self._begin(request, TurnId(str(uuid.uuid4())), lease_token)
         begun = await (self._begun_or_joined if joins else self._begun)(command)

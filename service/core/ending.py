@@ -1,6 +1,8 @@
 """Ending: what is stored of a turn, and what its caller is told, whichever way it ended."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 
@@ -8,11 +10,17 @@ from service.core.counting import Counting
 from service.core.prompting import Offer
 from service.core.running_turn import RunningTurn, with_answer_id
 from service.domain.context import ContextOptions, plan
-from service.domain.errors import ChatMemoryError, TurnLost
+from service.domain.errors import ArchiveUnavailable, ChatMemoryError, TurnLost, Unavailable
 from service.domain.messages import MessageBody, TurnCost, encode_body
 from service.domain.observations import TurnEnded
 from service.domain.turns import Answer, Turn, TurnError, TurnState, Usage
-from service.ports import Clock, Observer, Turns
+from service.ports import Clock, Finish, Finished, Observer, Turns
+
+STORE_SECONDS: Final = 8.0
+"""How long an end is tried to be stored while its store is away: a failover, within a lease."""
+STORE_PAUSE_SECONDS: Final = 0.25
+
+Store = Callable[[Finish], Awaitable[Finished]]
 
 
 class Ending:
@@ -46,6 +54,8 @@ class Ending:
                 model=answer.model,
                 input_tokens=answer.usage.input_tokens,
                 output_tokens=answer.usage.output_tokens,
+                cached_tokens=answer.usage.cached_tokens,
+                reasoning_tokens=answer.usage.reasoning_tokens,
             ),
         )
         turn = await self._finish(running, state, body, usage=answer.usage, model=answer.model)
@@ -69,16 +79,35 @@ class Ending:
 
     async def failed(self, running: RunningTurn, state: TurnState, error: TurnError) -> Turn:
         """The user's message stays, and the same key runs the turn again."""
-        self._observer.observe(TurnEnded(outcome=state, overhead_seconds=None))
         milliseconds = self._clock.milliseconds()
         turn = running.turn(state, error=error, finished_milliseconds=milliseconds)
         finish = running.finish(body=None, result=msgspec.json.encode(turn))
         try:
-            await asyncio.shield(self._turns.fail(finish))
+            finished = await self._stored(self._turns.fail, finish)
         except ChatMemoryError:
             # The lease ends by itself, and the caller learns of the first trouble.
-            return turn
+            pass
+        else:
+            if finished.outcome == "cancelled":
+                turn = msgspec.structs.replace(turn, state="cancelled", error=None)
+        self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=None))
         return turn
+
+    async def _stored(self, store: Store, finish: Finish) -> Finished:
+        """Store an end, again and again while the store is away: the answer exists nowhere else.
+
+        A store that was away for a moment has the session's lease still; one that took the end
+        knows it again. Not for a wait that goes beyond the end itself.
+        """
+        deadline = self._clock.monotonic() + STORE_SECONDS
+        while True:
+            try:
+                return await store(finish)
+            except Unavailable as error:
+                waited = isinstance(error, ArchiveUnavailable) and finish.durability == "archived"
+                if waited or self._clock.monotonic() + STORE_PAUSE_SECONDS > deadline:
+                    raise
+            await asyncio.sleep(STORE_PAUSE_SECONDS)
 
     async def _finish(
         self,
@@ -102,7 +131,7 @@ class Ending:
         finish = running.finish(
             body=encode_body(counted) if counted else None, result=msgspec.json.encode(turn)
         )
-        finished = await asyncio.shield(self._turns.finish(finish))
+        finished = await self._stored(self._turns.finish, finish)
         match finished.outcome:
             case "stored":
                 return with_answer_id(turn, finished.message_id)

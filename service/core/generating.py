@@ -8,11 +8,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from service.core.background import ended, owned_task
+from service.core.background import ended, owned_task, unstopped
 from service.core.ending import Ending
 from service.core.running_turn import INTERRUPTED, UNEXPECTED, RunningTurn, error_of
 from service.domain.deltas import Place, Told, joined, told_after
-from service.domain.errors import ChatMemoryError, ContextTooLarge, Draining
+from service.domain.errors import ChatMemoryError, ContextTooLarge, Draining, TurnLost
 from service.domain.ids import id_time
 from service.domain.turns import Answer, Delta, Prompt, Turn
 from service.ports import Clock, Pieces, StreamingModel, Turns
@@ -62,10 +62,18 @@ class Generations:
         self.ask = ask
         self.clock = clock
         self._running: dict[str, Generation] = {}
+        self._all: set[Generation] = set()
+        self._stopping = False
+
+    def check_open(self) -> None:
+        """Before a turn begins. Raises Draining once this process stops."""
+        if self._stopping:
+            raise Draining("The service is shutting down.")
 
     def start(self, running: RunningTurn, *, streams: bool) -> "Generation":
         generation = Generation(self, running, streams=streams)
         self._running[running.turn_id] = generation
+        self._all.add(generation)
         generation.task.add_done_callback(lambda _: self._forget(generation))
         return generation
 
@@ -75,12 +83,14 @@ class Generations:
 
     async def stop(self, *, within_seconds: float = 0) -> None:
         """Let what runs come to its end within the time; the rest is interrupted."""
-        tasks = [generation.task for generation in self._running.values()]
-        if tasks and within_seconds:
-            await asyncio.wait(tasks, timeout=within_seconds)
-        await asyncio.gather(*map(ended, tasks))
+        if self._all and within_seconds:
+            await asyncio.wait([one.task for one in self._all], timeout=within_seconds)
+        self._stopping = True
+        while self._all:
+            await asyncio.gather(*(ended(one.task) for one in self._all))
 
     def _forget(self, generation: "Generation") -> None:
+        self._all.discard(generation)
         if self._running.get(generation.running.turn_id) is generation:
             del self._running[generation.running.turn_id]
 
@@ -97,17 +107,29 @@ class Generation:
         self._moved = asyncio.Event()
         self._asked_to_end = asyncio.Event()
         self.end: Turn | None = None
+        self.trouble: BaseException | None = None
+        """What ended it, or kept its end from being stored."""
         self.task: asyncio.Task[Turn] = owned_task(self._run(), name="turn")
         self.task.add_done_callback(self._tell)
 
     async def turn(self) -> Turn:
         """The turn's end. Raises what ended it, where nothing was said; TurnLost; Draining."""
-        try:
-            return await asyncio.shield(self.task)
-        except asyncio.CancelledError:
-            if self.task.cancelled():
-                raise Draining("The service is shutting down; the turn was not finished.") from None
-            raise
+        turn = await asyncio.shield(self.task)
+        if turn.state == "interrupted":
+            raise Draining("The service is shutting down; the turn was not finished.")
+        if self.trouble is not None and turn.state == "failed":
+            raise self.trouble
+        return turn
+
+    def told_end(self) -> Turn:
+        """What followers are told last: the end, or why it could not be stored."""
+        if self.end is not None:
+            return self.end
+        error = error_of(self.trouble) if isinstance(self.trouble, ChatMemoryError) else UNEXPECTED
+        milliseconds = self._owner.clock.milliseconds()
+        lost = isinstance(self.trouble, TurnLost)
+        state = "interrupted" if lost else "failed"
+        return self.running.turn(state, error=error, finished_milliseconds=milliseconds)
 
     def begun_turn(self) -> Turn:
         """The turn as it stands while it runs."""
@@ -118,6 +140,7 @@ class Generation:
             state="running",
             user_message_id=user_message_id,
             started_at=id_time(user_message_id),
+            attempt=self.running.attempt,
         )
 
     def cancel(self) -> None:
@@ -126,7 +149,8 @@ class Generation:
 
     async def follow(self, wanted: Place) -> AsyncGenerator[Told]:
         """What is said after a place, as it comes, until the turn's end."""
-        seen, start = 0, Place()
+        seen, start = 0, Place(attempt=self.running.attempt)
+        wanted = wanted.of(self.running.attempt)
         while True:
             moved, ended_ = self._moved, self.task.done()
             fresh = self.said[seen:]
@@ -142,24 +166,31 @@ class Generation:
         asking = owned_task(self._ask(), name="turn-model")
         watching = owned_task(self._watch(), name="turn-lease")
         publishing = owned_task(self._publish(), name="turn-pieces")
+        stopped = False
         try:
-            self.end = await self._ended_by(asking, watching)
+            await asyncio.wait([asking, watching], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            await ended(asking)
-            await asyncio.shield(self._interrupted())
+            stopped = True
+        try:
+            # Whoever stops this process waits for it: an end that is being stored is told as such.
+            self.end = await unstopped(self._stored(asking, stopped=stopped), name="turn-end")
+        except BaseException as error:
+            self.trouble = error
             raise
         finally:
-            await ended(watching)
-            await ended(publishing)
+            await unstopped(ended(watching), name="turn-end")
+            await unstopped(ended(publishing), name="turn-end")
         return self.end
 
-    async def _ended_by(self, asking: asyncio.Task[Answer], watching: asyncio.Task[None]) -> Turn:
-        """The model's answer or its trouble, or somebody's wish."""
-        await asyncio.wait([asking, watching], return_when=asyncio.FIRST_COMPLETED)
+    async def _stored(self, asking: asyncio.Task[Answer], *, stopped: bool) -> Turn:
+        """Store the end that the turn came to, by its model, somebody's wish or its process."""
         if asking.done():
             return await self._answered(asking)
         await ended(asking)
-        return await self._owner.ending.kept(self.running, self._text(), "cancelled", None)
+        ending = self._owner.ending
+        if stopped:
+            return await ending.failed(self.running, "interrupted", INTERRUPTED)
+        return await ending.kept(self.running, self._text(), "cancelled", None)
 
     async def _ask(self) -> Answer:
         owner, deadline = self._owner, self._owner.settings.deadline_seconds
@@ -224,7 +255,7 @@ class Generation:
         pieces, request = self._owner.pieces, self.running.request
         if pieces is None or not self._streams:
             return
-        seen, start = 0, Place()
+        seen, start = 0, Place(attempt=self.running.attempt)
         while True:
             await asyncio.sleep(PUBLISH_SECONDS)
             fresh = self.said[seen:]
@@ -247,15 +278,12 @@ class Generation:
             if text := self._text():
                 # It has gone out: what was said is kept, and is all there is.
                 return await ending.kept(self.running, text, "incomplete", error_of(error))
-            self.end = await ending.failed(self.running, "failed", error_of(error))
-            raise
-        except BaseException:
-            self.end = await ending.failed(self.running, "failed", UNEXPECTED)
-            raise
+            self.trouble = error
+            return await ending.failed(self.running, "failed", error_of(error))
+        except Exception as error:  # noqa: BLE001  # Whoever waits for the turn is told of it.
+            self.trouble = error
+            return await ending.failed(self.running, "failed", UNEXPECTED)
         return await ending.answered(self.running, answer, model_seconds=self._model_seconds)
-
-    async def _interrupted(self) -> None:
-        self.end = await self._owner.ending.failed(self.running, "interrupted", INTERRUPTED)
 
     def _text(self) -> str:
         return "".join(delta.text for delta in self.said)

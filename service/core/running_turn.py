@@ -42,6 +42,7 @@ class RunningTurn:
         self.request = request
         self.turn_id = begun.turn_id
         self.lease_token = lease_token
+        self.attempt = lease_token[:8]
         self.begun = begun
         self.chosen = chosen
         self.started = started
@@ -92,6 +93,7 @@ class RunningTurn:
             started_at=id_time(user_message_id),
             finished_at=time_of(finished_milliseconds),
             error=error,
+            attempt=self.attempt,
         )
 
 
@@ -123,7 +125,7 @@ def recorded_turn(session_id: str, turn_id: TurnId, record: TurnRecord) -> Turn:
     """A turn as its record tells of it."""
     if record.state == "ended" and record.result:
         turn = msgspec.json.decode(record.result, type=Turn)
-        return with_answer_id(turn, record.message_id)
+        return with_answer_id(turn, None if record.cleared else record.message_id)
     state: TurnState = "failed" if record.state == "ended" else record.state
     return Turn(
         turn_id=turn_id,

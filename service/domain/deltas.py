@@ -9,23 +9,38 @@ import msgspec
 from service.domain.errors import InvalidValue
 from service.domain.turns import Delta, Turn
 
-_PLACE: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+PLACE_MAX: Final = 999_999_999
+"""Behind every answer."""
+_PLACE: Final = re.compile(r"([0-9a-f]{0,32})[.](?:([0-9]{1,9})-([0-9]{1,9})|end)")
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of an answer came before: characters of its text, and parts of its tool calls."""
+    """How much of an answer came before: characters of its text, and parts of its tool calls.
 
+    A turn that is run again says something else: a place is of one attempt.
+    """
+
+    attempt: str = ""
     characters: int = 0
     parts: int = 0
 
     def __str__(self) -> str:
-        return f"{self.characters}-{self.parts}"
+        return f"{self.attempt}.{self.characters}-{self.parts}"
 
     def after(self, delta: Delta) -> "Place":
         return Place(
+            attempt=self.attempt,
             characters=self.characters + len(delta.text),
             parts=self.parts + len(delta.tool_calls or ()),
         )
+
+    def is_reached_by(self, other: "Place") -> bool:
+        """Whether nothing is missing between another place and this one."""
+        return self.characters <= other.characters and self.parts <= other.parts
+
+    def of(self, attempt: str) -> "Place":
+        """This place, or the beginning where it is of another attempt."""
+        return self if self.attempt == attempt else Place(attempt=attempt)
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +55,9 @@ def parse_place(text: str, field: str) -> Place:
     found = _PLACE.fullmatch(text)
     if found is None:
         raise InvalidValue.of(field, "is not the id of an event of a turn")
-    return Place(characters=int(found[1]), parts=int(found[2]))
+    if found[2] is None:
+        return Place(attempt=found[1], characters=PLACE_MAX, parts=PLACE_MAX)
+    return Place(attempt=found[1], characters=int(found[2]), parts=int(found[3]))
 
 
 def told_after(wanted: Place, start: Place, deltas: Iterable[Delta]) -> Iterator[Told]:
@@ -66,8 +83,8 @@ def rest_of(turn: Turn, wanted: Place) -> list[Told]:
 
     Its tool calls are whole by now: who has seen a part of them finds them in the turn itself.
     """
-    message = turn.message
+    wanted, message = wanted.of(turn.attempt), turn.message
     content = message.content if message and isinstance(message.content, str) else ""
     calls = message.tool_calls if message and not wanted.parts else None
     deltas = [Delta(text=content, tool_calls=calls)]
-    return list(told_after(wanted, Place(), deltas))
+    return list(told_after(wanted, Place(attempt=turn.attempt), deltas))

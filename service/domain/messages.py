@@ -23,12 +23,14 @@ BATCH_MESSAGES_MAX: Final = 1000
 """Messages in one append."""
 
 
-class TurnCost(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn as its model's server counted it."""
+class TurnCost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A turn as its model's server counted it; cached and reasoning tokens are among the others."""
 
     model: str
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -57,6 +57,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     finished_at: datetime | None = None
     error: TurnError | None = None
+    attempt: str = ""
+    """Tells its runs apart: one that failed may be run again."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):

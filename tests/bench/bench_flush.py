@@ -8,6 +8,7 @@ import asyncio
 import random
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, LiteralString
 from unittest import mock
@@ -66,12 +67,16 @@ def batch(choose: random.Random, number: int) -> Batch:
     return Batch(entries=tuple(entries))
 
 
+async def no_words(bodies: Iterable[bytes]) -> list[str]:
+    return [""] * len(list(bodies))
+
+
 async def seconds_of(door: PostgresDoor, batches: Batch, *, plain: bool) -> float:
     started = time.perf_counter()
     if plain:
         with (
             mock.patch.object(writer, "INSERT_MESSAGES", PLAIN_INSERT),
-            mock.patch.object(writer, "vector_of", return_value=""),
+            mock.patch.object(writer, "vectors_of", no_words),
         ):
             await PostgresArchiveWriter(door, Recorder()).write(batches)
     else:

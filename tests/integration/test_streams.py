@@ -8,12 +8,14 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from service.api.server import Listener, ServiceServer
+from service.domain.errors import HotUnavailable
 from service.settings import Settings
 from tests.support.api import Client, api_client
 from tests.support.polling import eventually
-from tests.support.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel, answer_of
 
 CHAT = "/v1/sessions/s/chat"
 ASKED = {"message": "one two three four", "stream": True}
@@ -122,6 +124,11 @@ def text_of(events: list[Event]) -> str:
     return "".join(event.data["text"] for event in events if event.name == "delta")
 
 
+def at(started: Event, place: str) -> str:
+    """The id of a place in the attempt that began so."""
+    return f"{started.id.partition('.')[0]}.{place}"
+
+
 async def all_of(events: AsyncGenerator[Event]) -> list[Event]:
     return [event async for event in events]
 
@@ -150,7 +157,9 @@ async def test_a_turn_is_told_piece_by_piece_and_stored_as_a_plain_one_is(here):
     started, *deltas, ended = events
     assert started.data["session_id"] == "s"
     assert text_of(events) == SAID
-    assert [event.id for event in deltas] == ["6-0", "10-0", "14-0", "20-0", "24-0"]
+    places = ["6-0", "10-0", "14-0", "20-0", "24-0"]
+    assert [event.id for event in deltas] == [at(started, place) for place in places]
+    assert ended.id == at(started, "end")
     turn = ended.data
     assert (turn["state"], turn["response"]) == ("completed", SAID)
     assert turn["turn_id"] == started.data["turn_id"]
@@ -185,9 +194,13 @@ async def test_a_turn_goes_on_when_everybody_has_left(here):
 
     await eventually(completed, within_seconds=5)
     assert (await here.messages())[1] == ("assistant", SAID, None)
-    tail = await all_of(here.joined(started.data["turn_id"], **{"last-event-id": "10-0"}))
+    tail = await all_of(
+        here.joined(started.data["turn_id"], **{"last-event-id": at(started, "10-0")})
+    )
     assert text_of(tail) == "two three four"
-    end = await all_of(here.joined(started.data["turn_id"], **{"last-event-id": "end"}))
+    end = await all_of(
+        here.joined(started.data["turn_id"], **{"last-event-id": at(started, "end")})
+    )
     assert [event.name for event in end] == ["turn.completed"]
 
 
@@ -195,7 +208,8 @@ async def test_a_turn_is_joined_from_another_process(two):
     one, other = two
     seen = await left_after(one, 2)
     turn_id = seen[0].data["turn_id"]
-    joining = asyncio.ensure_future(all_of(other.joined(turn_id, **{"last-event-id": "6-0"})))
+    sent = {"last-event-id": at(seen[0], "6-0")}
+    joining = asyncio.ensure_future(all_of(other.joined(turn_id, **sent)))
     await asyncio.sleep(0.3)  # So that it has looked at what there is before there is more.
     assert not joining.done()
     go_on(one)
@@ -358,3 +372,169 @@ async def test_a_turn_whose_caller_leaves_ends_where_that_is_set(hybrid_settings
 
         await eventually(cancelled, within_seconds=5)
         assert (await here.messages())[1] == ("assistant", "echo: one ", "incomplete")
+
+
+async def test_an_answer_outlives_an_outage_of_its_store(redis_url, database_url):
+    shared = Settings(store="hybrid", redis_url=redis_url, database_url=database_url)
+    async with process(shared) as here, Redis.from_url(redis_url, protocol=2) as redis:
+        for streams in (True, False):
+            here.model.asked.clear()
+            here.model.gate = asyncio.Event()
+            body = ASKED | {"stream": streams}
+            if streams:
+                asking: Any = asyncio.ensure_future(all_of(here.events(CHAT, json=body)))
+            else:
+                asking = asyncio.ensure_future(here.http.post(CHAT, json=body))
+            await here.model.asked.wait()
+            # Longer than any call of Redis may take.
+            await redis.execute_command("CLIENT", "PAUSE", 1500, "ALL")
+            here.model.gate.set()
+            answer = await asking
+            turn = answer[-1].data if streams else answer.json()
+            assert (turn["state"], turn["response"]) == ("completed", SAID)
+        assert [role for role, _, _ in await here.messages()] == ["user", "assistant"] * 2
+
+
+async def test_a_reader_of_a_turn_that_lost_its_session_is_told_so(two, monkeypatch):
+    one, other = two
+    headers = {"Idempotency-Key": "k"}
+    one.model.word_gate = asyncio.Semaphore(1)
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise HotUnavailable("away")
+
+    monkeypatch.setattr(one.client.use_cases.chat._turns, "renew", away)
+    reading = asyncio.ensure_future(all_of(one.events(CHAT, json=ASKED, headers=headers)))
+    await one.model.asked.wait()
+    other.model.script = [answer_of("quite another one")]
+
+    async def taken_up() -> bool:
+        body = ASKED | {"stream": False}
+        return (await other.http.post(CHAT, json=body, headers=headers)).status_code == 200
+
+    await eventually(taken_up, within_seconds=8)
+    go_on(one)
+    events = await reading
+    assert (events[-1].name, events[-1].data["state"]) == ("turn.failed", "interrupted")
+    said = [content for role, content, _ in await one.messages() if role == "assistant"]
+    assert said == ["echo: quite another one"]
+
+
+async def test_two_attempts_of_a_turn_are_never_mixed(two):
+    one, other = two
+    headers = {"Idempotency-Key": "k"}
+    one.model.word_gate = asyncio.Semaphore(2)
+    seen: list[Event] = []
+    async with aclosing(one.events(CHAT, json=ASKED, headers=headers)) as events:
+        async for event in events:
+            seen.append(event)
+            if len(seen) == 3:
+                break
+    await asyncio.sleep(0.2)  # So that readers elsewhere could have been told of it.
+    await one.client.use_cases.chat.stop()
+    turn_id = seen[0].data["turn_id"]
+
+    other.model.script = [answer_of("quite another one")]
+    other.model.word_gate = asyncio.Semaphore(2)
+    running = asyncio.ensure_future(all_of(other.events(CHAT, json=ASKED, headers=headers)))
+    await other.model.asked.wait()
+    sent: list[dict[str, str]] = [
+        {},
+        {"last-event-id": seen[-1].id},
+        {"last-event-id": at(seen[0], "end")},
+    ]
+    joining = [
+        asyncio.ensure_future(all_of(where.joined(turn_id, **each)))
+        for where in two
+        for each in sent
+    ]
+    await asyncio.sleep(0.3)  # So that they read while it runs.
+    go_on(other)
+    turn = (await running)[-1].data
+    assert turn["turn_id"] == turn_id
+    for each in joining:
+        events_ = await each
+        assert text_of(events_) == "echo: quite another one"
+        assert events_[-1].data == turn
+
+
+async def test_an_end_that_is_being_stored_is_told_at_a_stop_as_it_stands(here, monkeypatch):
+    turns = here.client.use_cases.chat._turns
+    finish, storing = turns.finish, asyncio.Event()
+
+    async def slowly(command: Any) -> Any:
+        storing.set()
+        await asyncio.sleep(0.2)  # Time in which the process is stopped.
+        return await finish(command)
+
+    monkeypatch.setattr(turns, "finish", slowly)
+    streaming = asyncio.ensure_future(all_of(here.events(CHAT, json=ASKED)))
+    await storing.wait()
+    await here.client.use_cases.chat.stop()
+    events = await streaming
+    assert (events[-1].name, events[-1].data["state"]) == ("turn.completed", "completed")
+    assert (await here.messages())[1] == ("assistant", SAID, None)
+    refused = await here.http.post(CHAT, json=ASKED)
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+
+
+async def test_what_did_not_reach_the_archive_is_not_told_as_if_it_had(hybrid_settings):
+    hurried = msgspec.structs.replace(hybrid_settings, archive_wait_seconds=0.3)
+    async with process(hurried) as here:
+        events = await all_of(here.events(CHAT, json=ASKED | {"durability": "archived"}))
+        assert events[-1].name == "turn.failed"
+        assert events[-1].data["error"]["code"] == "archive_unavailable"
+        assert (await here.messages())[1] == ("assistant", SAID, None)
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions/s/messages", "/v1/sessions/s"])
+async def test_a_turn_followed_elsewhere_ends_when_its_session_is_forgotten(two, path):
+    one, other = two
+    [started] = await left_after(one, 0)
+    joining = asyncio.ensure_future(all_of(other.joined(started.data["turn_id"])))
+    await asyncio.sleep(0.3)  # So that it follows.
+    assert (await other.http.delete(path)).status_code == 204
+    async with asyncio.timeout(3):
+        events = await joining
+    assert (events[-1].name, events[-1].data["state"]) == ("turn.completed", "cancelled")
+
+
+async def test_what_was_cleared_away_is_not_shown_by_its_turn(here):
+    turn = (await all_of(here.events(CHAT, json=ASKED)))[-1].data
+    assert (await here.http.delete("/v1/sessions/s/messages")).status_code == 204
+    shown = await here.turn(turn["turn_id"])
+    assert (shown["state"], shown["response"], shown["message"]) == ("completed", None, None)
+    assert text_of(await all_of(here.joined(turn["turn_id"]))) == ""
+
+
+async def test_an_erasure_leaves_no_piece_of_an_answer(redis_url):
+    settings = Settings(store="redis", redis_url=redis_url, turn_lease_seconds=1.0)
+    async with process(settings) as here, Redis.from_url(redis_url, protocol=2) as redis:
+
+        async def pieces() -> list[Any]:
+            return [key async for key in redis.scan_iter("*:pieces:*")]
+
+        await left_after(here, 3, user_id="u")
+        await eventually(pieces, within_seconds=2)
+        await here.client.use_cases.chat.stop()
+        assert await pieces() == []
+        async with process(settings) as next_one:
+            await left_after(next_one, 3, user_id="u")
+            await eventually(pieces, within_seconds=2)
+            assert (await next_one.http.delete("/v1/users/u")).status_code == 200
+            assert await pieces() == []
+            go_on(next_one)
+
+
+async def test_a_gap_in_what_was_published_is_not_passed_over(two, redis_url):
+    one, other = two
+    if other.client.use_cases.chat._pieces is None:
+        return
+    seen = await left_after(one, 2)
+    await asyncio.sleep(0.2)  # So that its pieces are written.
+    async with Redis.from_url(redis_url, protocol=2) as redis:
+        await redis.delete(*[key async for key in redis.scan_iter("*:pieces:*")])
+    joining = asyncio.ensure_future(all_of(other.joined(seen[0].data["turn_id"])))
+    await asyncio.sleep(0.2)  # So that it follows.
+    go_on(one)
+    assert text_of(await joining) == SAID

@@ -86,6 +86,7 @@ class MemoryTurns:
                 user_message_id=call.ids[0],
                 result=call.result,
                 message_id=call.answer_id,
+                cleared=call.ids[0] <= session.cleared_through,
             )
         return TurnRecord(
             state=self._running_state(session, call, cancel=cancel), user_message_id=call.ids[0]
@@ -109,8 +110,8 @@ class MemoryTurns:
     async def finish(self, command: Finish) -> Finished:
         return self._end(command, "done")
 
-    async def fail(self, command: Finish) -> None:
-        self._end(command, "failed")
+    async def fail(self, command: Finish) -> Finished:
+        return self._end(command, "failed")
 
     def _end(self, command: Finish, state: str) -> Finished:
         store, ref = self._store, command.ref

@@ -50,6 +50,7 @@ async def find_turn(
             user_message_id=message_id,
             result=row["result"],
             message_id=None if answer is None else MessageId(str(answer)),
+            cleared=message_id <= session.cleared_through,
         )
     if message_id <= session.cleared_through:
         return TurnRecord(state="cancelled", user_message_id=message_id)

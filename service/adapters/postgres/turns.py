@@ -132,8 +132,8 @@ class PostgresTurns:
     async def finish(self, command: Finish) -> Finished:
         return await self._ended(command, "done")
 
-    async def fail(self, command: Finish) -> None:
-        await self._ended(command, "failed")
+    async def fail(self, command: Finish) -> Finished:
+        return await self._ended(command, "failed")
 
     async def _begin(
         self, connection: Connection, command: Begin, said: Sequence[Worded], call: Call

@@ -118,12 +118,13 @@ class RedisTurns:
         status, *rest = await self._door.run(TURN, keys, words)
         match status.decode():
             case "ended":
-                message, result, answer = rest
+                message, result, answer, cleared = rest
                 return TurnRecord(
                     state="ended",
                     user_message_id=MessageId(message.decode()),
                     result=result,
                     message_id=MessageId(answer.decode()) if answer else None,
+                    cleared=bool(cleared),
                 )
             case "running" | "cancelled" | "interrupted" as state:
                 return TurnRecord(state=state, user_message_id=MessageId(rest[0].decode()))
@@ -133,8 +134,8 @@ class RedisTurns:
     async def finish(self, command: Finish) -> Finished:
         return await self._end(command, "done")
 
-    async def fail(self, command: Finish) -> None:
-        await self._end(command, "failed")
+    async def fail(self, command: Finish) -> Finished:
+        return await self._end(command, "failed")
 
     async def _end(self, command: Finish, state: str) -> Finished:
         words = [

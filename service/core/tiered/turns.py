@@ -70,8 +70,8 @@ class TieredTurns:
         await self._until_archived(command.ref, command.durability, finished.message_id)
         return finished
 
-    async def fail(self, command: Finish) -> None:
-        await self._hot.fail(command)
+    async def fail(self, command: Finish) -> Finished:
+        return await self._hot.fail(command)
 
     async def _until_archived(
         self, ref: SessionRef, wanted: Wanted, message_id: MessageId | None

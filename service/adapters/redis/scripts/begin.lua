@@ -21,7 +21,7 @@
 local now = milliseconds()
 local record = {}
 do
-  local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer', 'turn' }
+  local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer', 'turn', 'place' }
   local values = redis.call('HMGET', KEYS[8], unpack(names))
   for place, name in ipairs(names) do record[name] = values[place] or nil end
 end
@@ -104,6 +104,7 @@ if not message then
   if not ARCHIVED and tonumber(head.held) + 1 > HELD_MAX then return { 'too_many' } end
   message = say(21, 1)[1]
 end
+forget_pieces()
 redis.call('HDEL', KEYS[10], ARGV[12])
 set('lease', ARGV[12])
 set('lease_until', now + tonumber(ARGV[13]))
@@ -113,7 +114,12 @@ redis.call('HSET', KEYS[8], 'fingerprint', ARGV[10], 'state', 'running', 'token'
   'message', message, 'turn', turn)
 redis.call('HDEL', KEYS[8], 'result', 'answer')
 redis.call('PEXPIRE', KEYS[8], ARGV[11])
-if turn == ARGV[14] then redis.call('SET', KEYS[9], KEYS[8], 'PX', ARGV[11]) end
+if turn == ARGV[14] then
+  redis.call('SET', KEYS[9], KEYS[8], 'PX', ARGV[11])
+  redis.call('HSET', KEYS[8], 'place', KEYS[9])
+elseif record.place then
+  redis.call('PEXPIRE', record.place, ARGV[11])
+end
 index_call(tonumber(ARGV[11]))
 settle()
 return { 'begun', message, before, turn }

@@ -8,7 +8,7 @@
 -- backlog is full. Pieces of it for readers elsewhere go: they find the result. Cancelled: the
 -- session was cleared or deleted meanwhile; nothing was said then, and what was taken out of the
 -- record stays away.
-local record = redis.call('HMGET', KEYS[8], 'state', 'token', 'message', 'answer')
+local record = redis.call('HMGET', KEYS[8], 'state', 'token', 'message', 'answer', 'place')
 if record[1] == 'cancelled' and record[2] == ARGV[9] then
   leave_nothing()
   return { 'cancelled' }
@@ -20,8 +20,9 @@ if record[2] == ARGV[9] and (record[1] == 'done' or record[1] == 'failed') then
 end
 
 if head.lease ~= ARGV[9] then
-  leave_nothing()
   local cleared = record[3] and (head.cleared or ZERO) >= record[3]
+  if cleared and record[2] == ARGV[9] then redis.call('HSET', KEYS[8], 'state', 'cancelled') end
+  leave_nothing()
   return { cleared and 'cancelled' or 'lost' }
 end
 
@@ -32,6 +33,7 @@ set('lease', '')
 head.lease = nil
 redis.call('HSET', KEYS[8], 'state', ARGV[11], 'result', ARGV[12], 'answer', answer)
 redis.call('PEXPIRE', KEYS[8], ARGV[10])
+if record[5] then redis.call('PEXPIRE', record[5], ARGV[10]) end
 index_call(tonumber(ARGV[10]))
 settle()
 return { 'stored', answer }

@@ -3,7 +3,7 @@
 -- KEYS  8 place of the turn: names the record of its call
 -- ARGV  9 turn id   10 '1' to ask it to end
 -- Reply {'missing'} | {'running' | 'cancelled' | 'interrupted', user message id}
---       | {'ended', user message id, result, answer id or ''}
+--       | {'ended', user message id, result, answer id or '', 1 if cleared away since}
 -- A turn whose lease has ended is interrupted for good: who is told so is not told otherwise later,
 -- for its owner, should it live, has no lease to end it with.
 local name = redis.call('GET', KEYS[8])
@@ -14,19 +14,24 @@ if record[6] ~= ARGV[9] or not message then
   leave_nothing()
   return { 'missing' }
 end
+local cleared = (head.cleared or ZERO) >= message
 if status == 'done' or status == 'failed' then
   leave_nothing()
-  return { 'ended', message, record[4] or '', record[5] or '' }
+  return { 'ended', message, record[4] or '', record[5] or '', cleared and 1 or 0 }
 end
-if (head.cleared or ZERO) >= message then return { 'cancelled', message } end
+if cleared or status == 'cancelled' then
+  leave_nothing()
+  return { 'cancelled', message }
+end
 if head.lease == token and tonumber(head.lease_until) > milliseconds() then
   if ARGV[10] == '1' then redis.call('HSET', HEAD, 'stop', token) end
   return { 'running', message }
 end
 redis.call('HSET', name, 'state', 'interrupted')
+forget_pieces()
 if head.lease == token then
   set('lease', '')
-  save()
 end
+save()
 leave_nothing()
 return { 'interrupted', message }
