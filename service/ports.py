@@ -618,6 +618,8 @@ class HotState(msgspec.Struct, frozen=True, kw_only=True):
     pinned: tuple[bytes, ...]
     messages: tuple[bytes, ...]
     summary: bytes = b""
+    importing: str = ""
+    """Names the import that was about to be committed; '' for none."""
 
 
 class ArchivedSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -680,6 +682,10 @@ class HotTranscripts(Protocol):
 
     async def clear(self, ref: SessionRef) -> bool | Cold:
         """False when the session does not exist."""
+        ...
+
+    async def import_ended(self, ref: SessionRef, importing: str) -> None:
+        """An import whose commit was waited for is over, and its process did not say so."""
         ...
 
 
@@ -825,6 +831,10 @@ class Archive(Protocol):
 
     async def page(self, ref: SessionRef, query: PageQuery, *, above: MessageId) -> list[bytes]:
         """JSON texts of messages with ids above ``above``, in the asked order."""
+        ...
+
+    async def is_importing(self, ref: SessionRef) -> bool:
+        """Whether an import into the session is open: it may be committed at any moment."""
         ...
 
     async def pinned(self, ref: SessionRef, *, above: MessageId, below: MessageId) -> list[bytes]:

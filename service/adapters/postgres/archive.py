@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 
 from service.adapters.postgres.door import Connection, PostgresDoor
-from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.keys import import_lock, session_key
 from service.domain.ids import HIGHEST_ID, ZERO_ID, MessageId
 from service.domain.messages import with_id
 from service.domain.sessions import SessionRef
@@ -49,6 +49,18 @@ LIMIT $5
 PINNED_MAX: Final = 1000
 """System and developer messages shown of one session at most: the newest are kept."""
 
+# An advisory lock of one 64-bit number is listed by its halves. Looked at and not tried: to hold it
+# for a moment would refuse an import that begins.
+IMPORTING: Final[LiteralString] = """
+SELECT EXISTS (
+    SELECT 1 FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND classid::bigint = ($1::bigint >> 32) & 4294967295
+      AND objid::bigint = $1::bigint & 4294967295
+)
+"""
+
 LIST: Final[LiteralString] = """
 SELECT session_id, user_id, document, born_id, active_id, message_count,
        last_id, archived_through, cleared_through, deleted, NULL::json AS summary
@@ -90,6 +102,10 @@ class PostgresArchive:
     async def page(self, ref: SessionRef, query: PageQuery, *, above: MessageId) -> list[bytes]:
         async with self._door.connection() as connection:
             return await find_page(connection, ref, query, above=above)
+
+    async def is_importing(self, ref: SessionRef) -> bool:
+        async with self._door.connection() as connection:
+            return await connection.fetchval(IMPORTING, import_lock(session_key(ref).hex))
 
     async def pinned(self, ref: SessionRef, *, above: MessageId, below: MessageId) -> list[bytes]:
         async with self._door.connection() as connection:

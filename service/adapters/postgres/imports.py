@@ -1,6 +1,5 @@
 """Imports: one transaction per session, which holds no lock that others wait for until its end."""
 
-import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, LiteralString
@@ -11,7 +10,7 @@ from service.adapters.postgres.archive import find_session_or_tombstone
 from service.adapters.postgres.calls import FIND, keep_record, keyed_call
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
-from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.keys import import_lock, session_key
 from service.adapters.postgres.session_rows import CLAIM_MESSAGES, SessionRow, lock_or_make_session
 from service.adapters.postgres.vectors import vectors_of
 from service.domain.errors import (
@@ -231,12 +230,6 @@ class _Run:
         call = keyed_call(ref, once, self._once_seconds)
         ids = (imported.first_id, imported.last_id)
         await keep_record(self._connection, call, ids, result=msgspec.json.encode(imported))
-
-
-def import_lock(key: str) -> int:
-    """The advisory lock that keeps imports into a session, or under a key, apart."""
-    digest = hashlib.blake2b(f"import:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, signed=True)
 
 
 async def _locked(connection: Connection, name: str) -> bool:

@@ -5,8 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Final, LiteralString
 
 from service.adapters.postgres.door import PostgresDoor
-from service.adapters.postgres.imports import import_lock
-from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.keys import import_lock, session_key
 from service.adapters.postgres.writer import LOCK_SESSIONS
 from service.domain.ids import MessageId
 from service.domain.sessions import SessionRef

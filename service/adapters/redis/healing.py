@@ -27,7 +27,7 @@ class RedisHealing:
 
     async def heal(self, ref: SessionRef, *, settled: MessageId) -> None:
         keys = self._arguments.keys.session(ref).listed()
-        await self._door.run(HEAL, keys, [*self._arguments.shared(ref), settled])
+        await self._door.run(HEAL, keys, [*self._arguments.shared(ref), settled, ""])
 
     async def reserve(
         self, ref: SessionRef, user_id: str | None, *, settled: MessageId, seconds: float

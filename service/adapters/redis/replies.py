@@ -15,7 +15,7 @@ from service.ports import HotState
 FIELDS: Final = (
     *("epoch", "known", "exists", "user", "document", "born", "floor", "cleared", "active"),
     *("last", "unflushed", "held", "pinned", "ttl", "want", "lease", "lease_until", "turn"),
-    *("budget", "summary", "through"),
+    *("budget", "summary", "through", "importing_until"),
 )
 """In the order of session.lua."""
 
@@ -72,6 +72,7 @@ class SessionArguments:
             pinned=tuple(pinned),
             messages=tuple(messages),
             summary=fields["summary"].encode(),
+            importing=fields["importing_until"],
         )
 
     def ttl(self, milliseconds: int, *, exists: bool, own: str) -> int | None:

@@ -7,9 +7,10 @@ from msgspec import UNSET
 
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
+from service.adapters.redis.healing import HEAL
 from service.adapters.redis.replies import SessionArguments, budget_of, wanted
 from service.domain.errors import PreconditionFailed
-from service.domain.ids import ZERO_ID, MessageId, random_bits
+from service.domain.ids import HIGHEST_ID, ZERO_ID, MessageId, random_bits
 from service.domain.sessions import SessionRef, decode_document
 from service.domain.summaries import decode_summary
 from service.ports import Append, Appended, Cold, Filled, Filling, HotState
@@ -115,6 +116,10 @@ class RedisTranscripts:
         words = [*self._arguments.shared(ref), random_bits()]
         keys = self._keys(ref, "op", secrets.token_hex(8))
         return existing(self._arguments, await self._door.run(CLEAR, keys, words))
+
+    async def import_ended(self, ref: SessionRef, importing: str) -> None:
+        keys = self._arguments.keys.session(ref).listed()
+        await self._door.run(HEAL, keys, [*self._arguments.shared(ref), HIGHEST_ID, importing])
 
     def _keys(self, ref: SessionRef, operation: str, key: str) -> list[str]:
         names = self._arguments.keys

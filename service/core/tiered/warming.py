@@ -87,6 +87,7 @@ class Warming:
 
     async def know(self, ref: SessionRef, seen: HotState) -> ArchivedSession | None:
         """Take in owner, settings and existence from the archive."""
+        await self._settle_import(ref, seen)
         session = await self.archive.session(ref)
         stands = session is not None and not session.deleted
         if not stands and not seen.exists:
@@ -124,6 +125,7 @@ class Warming:
 
         Raises ContextTooLarge where all of a very long session is asked for.
         """
+        await self._settle_import(ref, state)
         session = await self.archive.session(ref)
         stands = session is not None and not session.deleted
         if not stands and not state.exists:
@@ -155,6 +157,11 @@ class Warming:
             await self._hot.fill(Filling(ref=ref, seen=state, session=session, floor=None))
         still = filled is not None or await self._only_said_more(ref, state)
         return msgspec.structs.replace(recent, exists=True, ttl=ttl), still
+
+    async def _settle_import(self, ref: SessionRef, seen: HotState) -> None:
+        """A session that waits for an import whose process died need not wait any longer."""
+        if seen.importing and not await self.archive.is_importing(ref):
+            await self._hot.import_ended(ref, seen.importing)
 
     async def _only_said_more(self, ref: SessionRef, seen: HotState) -> bool:
         """Whether what was read holds, though it could not be filled.

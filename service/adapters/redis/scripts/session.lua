@@ -26,7 +26,7 @@ local UNFILLED_MILLISECONDS = 60000
 local FIELDS = {
   'epoch', 'known', 'exists', 'user', 'document', 'born', 'floor', 'cleared', 'active', 'last',
   'unflushed', 'held', 'pinned', 'ttl', 'want', 'lease', 'lease_until', 'turn', 'budget',
-  'summary', 'through',
+  'summary', 'through', 'importing_until',
 }
 
 local head = {}
@@ -278,8 +278,7 @@ end
 
 -- Whether an import may be committed at any moment: what the archive says now may be old then.
 local function is_importing()
-  local till = redis.call('HGET', HEAD, 'importing_until')
-  return till and tonumber(till) > milliseconds()
+  return head.importing_until and tonumber(head.importing_until) > milliseconds()
 end
 
 -- Have the next reader ask the archive. What is held stays held, and so do owner, document, lifetime,
