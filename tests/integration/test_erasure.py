@@ -292,8 +292,9 @@ async def test_a_replay_brings_nothing_back(hybrid, redis, sql):
 async def test_while_the_archive_lags_an_erasure_is_not_done_and_a_repeat_completes_it(
     hybrid_settings, redis, sql
 ):
-    settings = msgspec.structs.replace(hybrid_settings, archive_wait_seconds=0.1)
-    async with kept(settings) as hybrid:
+    hurried = msgspec.structs.replace(hybrid_settings, archive_wait_seconds=0.1)
+    patient = msgspec.structs.replace(hybrid_settings, archive_wait_seconds=10)
+    async with kept(hurried) as hybrid, kept(patient) as another:
         await live(hybrid, "s")
         with pytest.raises(ArchiveUnavailable, match="repeated"):
             await erase(hybrid)
@@ -302,7 +303,7 @@ async def test_while_the_archive_lags_an_erasure_is_not_done_and_a_repeat_comple
             await hybrid.store.sessions.get(ref(f"{ADA}-s"))
         with pytest.raises(ArchiveUnavailable):
             await erase(hybrid)
-        again = asyncio.ensure_future(erase(hybrid))
+        again = asyncio.ensure_future(erase(another))
         await hybrid.flush()
         await again
         await assert_nothing_of(ADA, redis, sql)
