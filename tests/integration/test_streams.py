@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from service.api.server import Listener, ServiceServer
 from service.domain.errors import HotUnavailable
+from service.ports import Finished
 from service.settings import Settings
 from tests.support.api import Client, api_client
 from tests.support.polling import eventually
@@ -507,7 +508,7 @@ async def test_what_was_cleared_away_is_not_shown_by_its_turn(here):
     assert text_of(await all_of(here.joined(turn["turn_id"]))) == ""
 
 
-async def test_an_erasure_leaves_no_piece_of_an_answer(redis_url):
+async def test_an_erasure_leaves_no_piece_of_an_answer(redis_url, monkeypatch):
     settings = Settings(store="redis", redis_url=redis_url, turn_lease_seconds=1.0)
     async with process(settings) as here, Redis.from_url(redis_url, protocol=2) as redis:
 
@@ -516,10 +517,16 @@ async def test_an_erasure_leaves_no_piece_of_an_answer(redis_url):
 
         await left_after(here, 3, user_id="u")
         await eventually(pieces, within_seconds=2)
+
+        async def dead(*_: Any) -> Finished:
+            return Finished(message_id=None, outcome="lost")
+
+        for name in ("finish", "fail"):
+            monkeypatch.setattr(here.client.use_cases.chat._turns, name, dead)
         await here.client.use_cases.chat.stop()
-        assert await pieces() == []
+        assert await pieces()
         async with process(settings) as next_one:
-            await left_after(next_one, 3, user_id="u")
+            await left_after(next_one, 3, user_id="u", on_busy="wait")
             await eventually(pieces, within_seconds=2)
             assert (await next_one.http.delete("/v1/users/u")).status_code == 200
             assert await pieces() == []
@@ -536,5 +543,8 @@ async def test_a_gap_in_what_was_published_is_not_passed_over(two, redis_url):
         await redis.delete(*[key async for key in redis.scan_iter("*:pieces:*")])
     joining = asyncio.ensure_future(all_of(other.joined(seen[0].data["turn_id"])))
     await asyncio.sleep(0.2)  # So that it follows.
+    assert one.model.word_gate is not None
+    one.model.word_gate.release()
+    await asyncio.sleep(0.3)  # So that what comes behind the gap is written, and read.
     go_on(one)
     assert text_of(await joining) == SAID
