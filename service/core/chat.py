@@ -15,7 +15,8 @@ import msgspec
 from service.core.chat_request import ChatRequest, check_request
 from service.core.counting import Counting
 from service.core.ending import Ending
-from service.core.generating import Generation, Generations, GenerationSettings
+from service.core.generating import Generating, Generation
+from service.core.generations import Generations
 from service.core.prompting import Given, Offer, ProfileText, Prompting, wire_messages
 from service.core.recording import check_session
 from service.core.running_turn import RunningTurn, halved, recorded_turn, replayed_turn
@@ -45,8 +46,6 @@ FOLLOW_SECONDS: Final = 0.1
 """Between two looks at a turn that runs in another process."""
 CANCEL_WAIT_SECONDS: Final = 2.0
 """Longest wait of who cancels a turn for its end."""
-
-
 WAIT_PAUSE_SECONDS: Final = 0.1
 """Between two looks at a session that is waited for."""
 
@@ -92,15 +91,18 @@ class Chat:
         self._profile_text = profile_text
         self._clock = clock
         self._generations = Generations(
-            turns,
-            model,
-            Ending(turns, counting, offer_summary=offer_summary, clock=clock, observer=observer),
-            GenerationSettings(
-                deadline_seconds=settings.deadline_seconds, lease_seconds=settings.lease_seconds
-            ),
-            ask=self._prompt,
-            clock=clock,
-            pieces=pieces,
+            Generating(
+                turns=turns,
+                model=model,
+                ending=Ending(
+                    turns, counting, offer_summary=offer_summary, clock=clock, observer=observer
+                ),
+                ask=self._prompt,
+                clock=clock,
+                pieces=pieces,
+                deadline_seconds=settings.deadline_seconds,
+                lease_seconds=settings.lease_seconds,
+            )
         )
 
     async def stop(self, *, within_seconds: float = 0) -> None:

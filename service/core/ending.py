@@ -1,7 +1,6 @@
 """Ending: what is stored of a turn, and what its caller is told, whichever way it ended."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -19,8 +18,6 @@ from service.ports import Clock, Finish, Finished, Observer, Turns
 STORE_SECONDS: Final = 8.0
 """How long an end is tried to be stored while its store is away: a failover, within a lease."""
 STORE_PAUSE_SECONDS: Final = 0.25
-
-Store = Callable[[Finish], Awaitable[Finished]]
 
 
 class Ending:
@@ -83,7 +80,8 @@ class Ending:
         turn = running.turn(state, error=error, finished_milliseconds=milliseconds)
         finish = running.finish(body=None, result=msgspec.json.encode(turn))
         try:
-            finished = await self._stored(self._turns.fail, finish)
+            # Once: no answer is lost with it, and whoever waits is to hear of the trouble.
+            finished = await self._turns.fail(finish)
         except ChatMemoryError:
             # The lease ends by itself, and the caller learns of the first trouble.
             pass
@@ -93,7 +91,7 @@ class Ending:
         self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=None))
         return turn
 
-    async def _stored(self, store: Store, finish: Finish) -> Finished:
+    async def _stored(self, finish: Finish) -> Finished:
         """Store an end, again and again while the store is away: the answer exists nowhere else.
 
         A store that was away for a moment has the session's lease still; one that took the end
@@ -102,7 +100,7 @@ class Ending:
         deadline = self._clock.monotonic() + STORE_SECONDS
         while True:
             try:
-                return await store(finish)
+                return await self._turns.finish(finish)
             except Unavailable as error:
                 waited = isinstance(error, ArchiveUnavailable) and finish.durability == "archived"
                 if waited or self._clock.monotonic() + STORE_PAUSE_SECONDS > deadline:
@@ -131,7 +129,7 @@ class Ending:
         finish = running.finish(
             body=encode_body(counted) if counted else None, result=msgspec.json.encode(turn)
         )
-        finished = await self._stored(self._turns.finish, finish)
+        finished = await self._stored(finish)
         match finished.outcome:
             case "stored":
                 return with_answer_id(turn, finished.message_id)

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Final, Protocol
-
-import msgspec
 
 from service.core.background import ended, owned_task, unstopped
 from service.core.ending import Ending
@@ -35,70 +34,25 @@ class Ask(Protocol):
         ...
 
 
-class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generating:
+    """What all turns of a process are generated with."""
+
+    turns: Turns
+    model: StreamingModel
+    ending: Ending
+    ask: Ask
+    clock: Clock
+    pieces: Pieces | None
+    """None where the stores have no place for them: readers elsewhere wait for the end."""
     deadline_seconds: float
     lease_seconds: float
-
-
-class Generations:
-    """The turns that run in this process; they end with it, not with whoever asked for them."""
-
-    def __init__(
-        self,
-        turns: Turns,
-        model: StreamingModel,
-        ending: Ending,
-        settings: GenerationSettings,
-        *,
-        ask: Ask,
-        clock: Clock,
-        pieces: Pieces | None,
-    ) -> None:
-        self.turns = turns
-        self.pieces = pieces
-        self.model = model
-        self.ending = ending
-        self.settings = settings
-        self.ask = ask
-        self.clock = clock
-        self._running: dict[str, Generation] = {}
-        self._all: set[Generation] = set()
-        self._stopping = False
-
-    def check_open(self) -> None:
-        """Before a turn begins. Raises Draining once this process stops."""
-        if self._stopping:
-            raise Draining("The service is shutting down.")
-
-    def start(self, running: RunningTurn, *, streams: bool) -> "Generation":
-        generation = Generation(self, running, streams=streams)
-        self._running[running.turn_id] = generation
-        self._all.add(generation)
-        generation.task.add_done_callback(lambda _: self._forget(generation))
-        return generation
-
-    def of(self, turn_id: str) -> "Generation | None":
-        """A turn that runs here, to be followed without a store."""
-        return self._running.get(turn_id)
-
-    async def stop(self, *, within_seconds: float = 0) -> None:
-        """Let what runs come to its end within the time; the rest is interrupted."""
-        if self._all and within_seconds:
-            await asyncio.wait([one.task for one in self._all], timeout=within_seconds)
-        self._stopping = True
-        while self._all:
-            await asyncio.gather(*(ended(one.task) for one in self._all))
-
-    def _forget(self, generation: "Generation") -> None:
-        self._all.discard(generation)
-        if self._running.get(generation.running.turn_id) is generation:
-            del self._running[generation.running.turn_id]
 
 
 class Generation:
     """One turn that runs here: asks the model, keeps the lease, stores the end, tells followers."""
 
-    def __init__(self, owner: Generations, running: RunningTurn, *, streams: bool) -> None:
+    def __init__(self, owner: Generating, running: RunningTurn, *, streams: bool) -> None:
         self.running = running
         self.said: list[Delta] = []
         self._owner = owner
@@ -193,20 +147,26 @@ class Generation:
         return await ending.kept(self.running, self._text(), "cancelled", None)
 
     async def _ask(self) -> Answer:
-        owner, deadline = self._owner, self._owner.settings.deadline_seconds
+        owner, deadline = self._owner, self._owner.deadline_seconds
         prompt = await owner.ask(self.running, shrinks=False)
         asked = owner.clock.monotonic()
         try:
             return await self._told(prompt, deadline)
-        except ContextTooLarge:
+        except ContextTooLarge as error:
             left = deadline - (owner.clock.monotonic() - asked)
-            if left <= 0:
+            if left <= 0 or self.said:
                 raise
             # The model's context is smaller than what it was shown: once more, with half of it.
-            prompt = await owner.ask(self.running, shrinks=True)
-            return await self._told(prompt, left)
+            return await self._told(await self._half(error), left)
         finally:
             self._model_seconds = owner.clock.monotonic() - asked
+
+    async def _half(self, error: ContextTooLarge) -> Prompt:
+        """Raises the model's own error where half of it is nothing."""
+        try:
+            return await self._owner.ask(self.running, shrinks=True)
+        except ContextTooLarge:
+            raise error from None
 
     async def _told(self, prompt: Prompt, deadline: float) -> Answer:
         if self._streams:
@@ -234,8 +194,8 @@ class Generation:
 
         A failed renewal is tried again. Whether the session was cleared or taken, its end tells.
         """
-        settings, turns = self._owner.settings, self._owner.turns
-        pause = min(WATCH_SECONDS, settings.lease_seconds / RENEWALS_PER_LEASE)
+        turns = self._owner.turns
+        pause = min(WATCH_SECONDS, self._owner.lease_seconds / RENEWALS_PER_LEASE)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

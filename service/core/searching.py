@@ -14,8 +14,6 @@ from service.ports import FoundMessage, Search, SearchQuery
 
 ROUNDS_MAX: Final = 20
 """Reads for one page where most of what has the pairs of a word has not the word."""
-
-
 CHARACTERS_PER_STEP: Final = 20_000
 """Of texts that are looked through before others get their turn."""
 

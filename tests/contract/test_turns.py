@@ -310,6 +310,16 @@ async def test_a_turn_is_found_by_its_id_while_it_runs_and_after(memory):
     assert await found(memory, "turn-o") is None
 
 
+async def test_a_turn_is_nobody_elses(memory):
+    await memory.store.turns.begin(begin())
+    # As many tenants as it takes to share what is shared: a shard.
+    for number in range(64):
+        others = ref(tenant=f"tenant{number}")
+        assert await memory.store.turns.find(others, TurnId("turn-t1"), cancel=True) is None
+    assert await memory.store.turns.renew(ref(), "t1") == "held"
+    assert (await found(memory)).state == "running"
+
+
 async def test_a_turn_that_is_asked_to_end_is_told_at_its_next_renewal(memory):
     assert await found(memory, cancel=True) is None
     await memory.store.turns.begin(begin())

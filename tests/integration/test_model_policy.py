@@ -95,7 +95,7 @@ async def error_of(model: OpenAIModel, ask: Any = told, **asked: Any) -> ChatMem
 async def test_outages_in_a_row_stop_the_asking(model, server, recorder, clock, ask, trouble):
     server.script(*[trouble] * 2)
     for _ in range(2):
-        await error_of(model, ask, seconds=0.5)
+        await error_of(model, ask, seconds=1.5)
     refusal = await error_of(model, ask)
 
     assert type(refusal) is ModelUnavailable

@@ -23,5 +23,7 @@ async def model_of(
 ) -> AsyncGenerator[OpenAIModel]:
     settings = msgspec.structs.replace(ModelSettings(api_key=KEY, max_retries=1), **changes)
     model = OpenAIModel(settings, recorder, clock or SystemClock())
+    # As at the service's start: importing the package is not to be paid by a deadline of a test.
+    await model.open()
     yield model
     await model.close()

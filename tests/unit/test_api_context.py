@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from service.core.summarizing import ATTEMPTS_MAX, INSTRUCTIONS
-from service.domain.errors import ContextTooLarge, ModelError
+from service.domain.errors import ContextTooLarge, HotUnavailable, ModelError
 from service.domain.observations import SummaryEnded
 from service.domain.turns import Answer, Prompt
+from service.ports import Finish, Finished
 from service.settings import Settings
 from tests.support.api import Client, api_client, problem
 from tests.support.polling import eventually
@@ -244,14 +245,15 @@ async def test_what_a_reader_asks_for_does_not_shrink_what_turns_are_shown(api, 
     assert model.summaries == []
 
 
-async def test_a_call_that_is_never_answered_does_not_stop_the_summary(api, model):
+@pytest.mark.parametrize("next_role", ["user", "assistant"])
+async def test_a_call_that_is_never_answered_does_not_stop_the_summary(api, model, next_role):
     session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 200}}
     await api.http.post("/v1/sessions", json=session)
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
         {"role": "user", "content": "hello " * 15},
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        *({"role": "user", "content": "hello " * 15} for _ in range(30)),
+        *({"role": next_role, "content": "hello " * 15} for _ in range(30)),
     ]
     sent = await api.http.post("/v1/sessions/s/messages", json={"messages": messages})
     ids = [message["id"] for message in sent.json()["messages"]]
@@ -296,25 +298,6 @@ async def test_instructions_alone_are_not_summarised(api, model):
     await eventually(lambda: bool(model.summaries), within_seconds=5)
     assert all("user:" in prompt.messages[1]["content"] for prompt in model.summaries)
     assert (await context(api))["summary"] is None
-
-
-async def test_a_call_that_nobody_answers_or_speaks_after_does_not_stop_the_summary(api, model):
-    session = {"id": "s", "context": {"strategy": "summary", "max_tokens": 200}}
-    await api.http.post("/v1/sessions", json=session)
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    messages = [
-        {"role": "user", "content": "hello " * 15},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        *({"role": "assistant", "content": "hello " * 15} for _ in range(30)),
-    ]
-    sent = await api.http.post("/v1/sessions/s/messages", json={"messages": messages})
-    ids = [message["id"] for message in sent.json()["messages"]]
-
-    async def through():
-        summary = (await context(api))["summary"]
-        return summary and summary["through_id"] > ids[10]
-
-    await eventually(through, within_seconds=5)
 
 
 @pytest.mark.parametrize(("budget", "made"), [(16, False), (79, False), (80, True), (160, True)])
@@ -371,3 +354,23 @@ async def test_a_context_too_long_for_the_model_is_halved_once(api, model, own, 
     model.script = [ContextTooLarge("too long"), ContextTooLarge("too long")]
     response = await api.http.post(CHAT, json=asked | {"stream": False})
     problem(response, 422, "context_too_large")
+
+
+async def test_where_half_of_the_context_is_nothing_the_models_own_reason_is_told(api, model):
+    model.script = [ContextTooLarge("longer than 4096 tokens")]
+    response = await api.http.post(CHAT, json={"message": "hi"})
+    assert "4096" in problem(response, 422, "context_too_large")["detail"]
+    assert len(model.prompts) == 1
+
+
+async def test_a_failed_turn_does_not_wait_for_a_store_that_is_away(api, model, monkeypatch):
+    tries = []
+
+    async def away(finish: Finish) -> Finished:
+        tries.append(finish)
+        raise HotUnavailable("away")
+
+    monkeypatch.setattr(api.use_cases.chat._turns, "fail", away)
+    model.script = [ModelError("no")]
+    problem(await api.http.post(CHAT, json={"message": "hi"}), 502, "model_error")
+    assert len(tries) == 1
