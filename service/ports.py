@@ -310,12 +310,27 @@ WAITERS_MAX: Final = 100
 """Calls that wait for one session; who comes later is refused."""
 
 
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
+    """Results of tools, with which a turn goes on in place of a new message."""
+
+    calls_id: MessageId | None
+    """The message whose calls they answer; None where the turn waits for none. Then only a repeated
+    call is known, and the same results after a run with them that failed."""
+    bodies: tuple[bytes, ...]
+    fingerprint: str
+    """Of the results: tells whether they are the same."""
+    asked: bytes
+    """What the turn goes on with; kept with its record."""
+
+
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
     """The start of a turn: the user's message and how much history its prompt needs."""
 
     ref: SessionRef
     turn_id: TurnId
     body: bytes
+    """The user's message; of no use where the turn goes on."""
+    resumes: Resumption | None = None
     options: ContextOptions = ContextOptions()
     """How much history the prompt needs; what is open here, the session's own context decides."""
     cost: int = 0
@@ -371,6 +386,10 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes
     once: Once | None
     durability: Wanted = "journaled"
+    asked: bytes = b""
+    """What the turn can go on with: it has made calls, and waits for the results of tools."""
+    resumed: bool = False
+    """It went on with such results before."""
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -394,6 +413,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     message_id: MessageId | None = None
     cleared: bool = False
     """What was said in it was cleared away since: nobody is shown its answer."""
+    asked: bytes = b""
+    """What it goes on with, or went on with; empty where it never made calls, or is not wanted."""
 
 
 class Turns(Protocol):
@@ -406,6 +427,11 @@ class Turns(Protocol):
         takes a failed or interrupted one up again without a second user message. Raises
         SessionBusy (also beside others that wait, first come first served), SessionNotFound
         (another user's), BacklogFull, IdempotencyKeyReused, ContextTooLarge.
+
+        With results of tools the turn goes on under its own id, before those that wait: they are
+        stored behind the calls, once. Raises TurnNotFound, and TurnNotWaiting where the calls are
+        not the turn's last, were answered, or anything but system and developer messages was said
+        since.
         """
         ...
 
@@ -422,9 +448,12 @@ class Turns(Protocol):
         ...
 
     async def find(
-        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None:
-        """How a turn stands; a running one is asked to end where so wanted. None: not known."""
+        """How a turn stands; a running one is asked to end where so wanted. None: not known.
+
+        ``asked``: also what it goes on with.
+        """
         ...
 
 
@@ -736,7 +765,7 @@ class HotTurns(Protocol):
 
     async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState: ...
     async def find(
-        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None: ...
     async def finish(self, command: Finish) -> Finished: ...
     async def fail(self, command: Finish) -> Finished: ...

@@ -128,6 +128,22 @@ class TurnLost(ChatMemoryError):
         super().__init__("The turn lost its session while the model was answering.")
 
 
+class TurnNotWaiting(ChatMemoryError):
+    """Results of tools for a turn that has not asked for them, has got them, or is past."""
+
+    code = "turn_state"
+    title = "The turn does not wait for results"
+
+    def __init__(
+        self,
+        detail: str = (
+            "The turn waits for no results of tools: it made no calls, they were answered, "
+            "or something else was said since."
+        ),
+    ) -> None:
+        super().__init__(detail)
+
+
 class RequestRunning(ChatMemoryError):
     """A call with the same idempotency key has not finished; a turn is named by its id."""
 

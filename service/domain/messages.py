@@ -31,6 +31,8 @@ class TurnCost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    goes_on: bool = False
+    """Of a turn that was counted before: it goes on with results of tools."""
 
 
 class MessageBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

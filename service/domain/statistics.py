@@ -27,7 +27,7 @@ class Counted(msgspec.Struct, kw_only=True):
     def add(self, body: bytes) -> None:
         self.messages += 1
         if (cost := cost_of_body(body)) is not None:
-            self.turns += 1
+            self.turns += not cost.goes_on
             self.input_tokens += cost.input_tokens
             self.output_tokens += cost.output_tokens
 

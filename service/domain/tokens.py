@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from service.domain.messages import Message, MessageBody
+from service.domain.messages import MessageBody
 
 MESSAGE_TOKENS: Final = 4
 NAME_TOKENS: Final = 1
@@ -62,14 +62,14 @@ def counted(tokenizer: Tokenizer, body: MessageBody) -> MessageBody:
     )
 
 
-def stored_tokens(message: Message, vocabulary: str) -> int | None:
+def stored_tokens(message: MessageBody, vocabulary: str) -> int | None:
     """The count that the message came with; None where it is of another vocabulary."""
     if (message.tokenizer or DEFAULT_VOCABULARY) != vocabulary:
         return None
     return message.token_count
 
 
-def message_tokens(tokenizer: Tokenizer, message: Message) -> int:
+def message_tokens(tokenizer: Tokenizer, message: MessageBody) -> int:
     """All that the message costs in a prompt."""
     stored = stored_tokens(message, tokenizer.vocabulary)
     tokens = count_body(tokenizer, message) if stored is None else stored

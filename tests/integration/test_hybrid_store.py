@@ -29,6 +29,7 @@ from service.domain.errors import (
     HotUnavailable,
     PreconditionFailed,
     SessionNotFound,
+    TurnNotWaiting,
 )
 from service.domain.ids import MessageId, TurnId
 from service.domain.journal import Batch
@@ -36,7 +37,17 @@ from service.domain.messages import Content, MessageBody, encode_body
 from service.domain.observations import BatchFlushed, FlushFailed, HotRead, PoolWaited
 from service.domain.sessions import SessionDocument, SessionRef
 from service.domain.summaries import Summary
-from service.ports import Append, Begin, Begun, Create, Finish, Once, PageQuery, SessionQuery
+from service.ports import (
+    Append,
+    Begin,
+    Begun,
+    Create,
+    Finish,
+    Once,
+    PageQuery,
+    Resumption,
+    SessionQuery,
+)
 from service.settings import Settings
 from tests.support.polling import eventually
 from tests.support.stores import Kept, Recorder, kept, recall_of, ref, said, showing
@@ -350,8 +361,11 @@ async def test_lost_replies_neither_double_nor_hide_a_write(hybrid, monkeypatch)
     replies.lose_next()
     await hybrid.store.turns.begin(turn())
     replies.lose_next()
-    await hybrid.store.turns.finish(answer())
-    assert await contents(hybrid) == ["a", "b", "hi", "hello"]
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    assert called.message_id is not None
+    replies.lose_next()
+    await hybrid.store.turns.begin(going_on(called.message_id))
+    assert await contents(hybrid) == ["a", "b", "hi", "hello", "42"]
     replies.lose_next()
     assert await hybrid.store.sessions.replace(ref(), document, SessionDocument())
     replies.lose_next()
@@ -361,7 +375,7 @@ async def test_lost_replies_neither_double_nor_hide_a_write(hybrid, monkeypatch)
     await hybrid.store.sessions.delete(ref())
     with pytest.raises(SessionNotFound):
         await contents(hybrid)
-    assert replies.lost == 7
+    assert replies.lost == 8
 
 
 def turn(text="hi") -> Begin:
@@ -385,6 +399,57 @@ def answer(text="hello") -> Finish:
         result=b"{}",
         once=None,
     )
+
+
+def going_on(calls_id: MessageId | None) -> Begin:
+    result = MessageBody(role="tool", content="42", tool_call_id="c1")
+    return msgspec.structs.replace(
+        turn(),
+        lease_token="results",
+        resumes=Resumption(
+            calls_id=calls_id, bodies=(encode_body(result),), fingerprint="r", asked=b"{}"
+        ),
+    )
+
+
+@pytest.mark.parametrize("lost", ["everything", "the head"])
+async def test_a_turn_goes_on_in_a_session_that_is_cold(hybrid, redis, lost):
+    await append(hybrid, *(str(n) for n in range(40)))
+    await hybrid.store.turns.begin(turn())
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    await hybrid.flush()
+    for key in [key async for key in redis.scan_iter("*:head:*" if lost == "the head" else "*")]:
+        if b":once:" not in key and b":turn:" not in key:
+            await redis.delete(key)
+
+    begun = await hybrid.store.turns.begin(going_on(called.message_id))
+    assert isinstance(begun, Begun)
+    assert [m.content for m in begun.history.messages] == [str(n) for n in range(30, 40)]
+    assert (await contents(hybrid))[-3:] == ["hi", "hello", "42"]
+
+
+async def test_a_turn_does_not_go_on_in_a_cold_session_that_did(hybrid, redis):
+    await hybrid.store.turns.begin(turn())
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    await append(hybrid, "another question")
+    await hybrid.flush()
+    for key in [key async for key in redis.scan_iter("*:head:*")]:
+        await redis.delete(key)
+    with pytest.raises(TurnNotWaiting):
+        await hybrid.store.turns.begin(going_on(called.message_id))
+    assert await contents(hybrid) == ["hi", "hello", "another question"]
+
+
+async def test_a_warm_turn_that_goes_on_is_a_round_trip_and_no_sql(hybrid, redis):
+    await append(hybrid, *(str(n) for n in range(15)))
+    await hybrid.store.turns.begin(turn())
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    await hybrid.flush()
+    await load_scripts(hybrid)
+    before, hybrid.recorder.seen[:] = await commands(redis), []
+    await hybrid.store.turns.begin(going_on(called.message_id))
+    assert await commands(redis) - before == 1
+    assert hybrid.recorder.of(PoolWaited) == []
 
 
 async def test_a_warm_turn_is_two_round_trips_and_no_sql(hybrid, redis):

@@ -55,6 +55,7 @@ class Call(msgspec.Struct, kw_only=True):
     ids: tuple[MessageId, ...] = ()
     answer_id: MessageId | None = None
     result: bytes = b""
+    asked: bytes = b""
 
 
 class MemoryStore:

@@ -4,9 +4,12 @@ import math
 from collections import OrderedDict
 from typing import Final, Literal
 
+import msgspec
+
 from service.adapters.memory.store import Call, HeldSession, MemoryStore, check_durability
-from service.domain.errors import RequestRunning, SessionBusy
+from service.domain.errors import RequestRunning, SessionBusy, TurnNotFound, TurnNotWaiting
 from service.domain.ids import MessageId, TurnId
+from service.domain.messages import PINNED_ROLES
 from service.domain.sessions import SessionDocument, SessionRef
 from service.ports import (
     WAIT_LOOK_MILLISECONDS,
@@ -18,6 +21,7 @@ from service.ports import (
     LeaseState,
     Once,
     Replayed,
+    Resumption,
     TurnRecord,
     check_cost,
     needed,
@@ -41,14 +45,21 @@ class MemoryTurns:
         call = store.call(ref, command.once)
         if call is not None and call.state == "done":
             return Replayed(result=call.result, message_id=call.answer_id)
+        resumes, answers = command.resumes, False
+        if resumes is not None:
+            call, answers = self._earlier_run(command, resumes, call)
         self._must_be_free(command, call)
         store.check_owner(ref, command.user_id)
-        store.must_have_room(ref, 1)
+        if resumes is not None and call is not None:
+            self._check_goes_on(ref, call, resumes.calls_id if answers else None)
+        store.must_have_room(ref, len(resumes.bodies) if resumes else 1)
         held = store.sessions.get(ref)
         check_cost(command, held.document if held else SessionDocument())
 
         session = store.claimed(ref, command.user_id)
         taken_up = self._taken_up(session, call)
+        if resumes is not None and answers:
+            store.say(ref, resumes.bodies)
         user_message_id = taken_up or store.say(ref, (command.body,))[0]
         turn_id = TurnId(call.turn_id) if call and taken_up else command.turn_id
         store.lease(session, command.lease_token)
@@ -56,6 +67,9 @@ class MemoryTurns:
         call = store.new_call(command.once)
         call.state, call.token, call.ids = "running", command.lease_token, (user_message_id,)
         call.turn_id = turn_id
+        if resumes is not None:
+            call.asked = resumes.asked
+            call.fingerprint = _fingerprint(command, resumes)
         self._remember(ref, command.once, call)
         return Begun(
             user_message_id=user_message_id,
@@ -72,7 +86,7 @@ class MemoryTurns:
         return "cancelled" if cancelled else "held"
 
     async def find(
-        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None:
         call = self._turns.get((ref, turn_id))
         session = self._store.sessions.get(ref)
@@ -87,9 +101,12 @@ class MemoryTurns:
                 result=call.result,
                 message_id=call.answer_id,
                 cleared=call.ids[0] <= session.cleared_through,
+                asked=call.asked if asked else b"",
             )
         return TurnRecord(
-            state=self._running_state(session, call, cancel=cancel), user_message_id=call.ids[0]
+            state=self._running_state(session, call, cancel=cancel),
+            user_message_id=call.ids[0],
+            asked=call.asked if asked else b"",
         )
 
     def _running_state(
@@ -127,7 +144,40 @@ class MemoryTurns:
         answer_id = store.say(ref, (command.body,))[0] if command.body else None
         store.sessions[ref].lease = None
         call.state, call.result, call.answer_id = state, command.result, answer_id
+        call.asked = command.asked or call.asked
         return Finished(message_id=answer_id, outcome="stored")
+
+    def _earlier_run(
+        self, command: Begin, resumes: Resumption, call: Call | None
+    ) -> tuple[Call, bool]:
+        """What a turn goes on from, and whether its calls are answered for the first time.
+
+        The turn is named by its latest call: the one that made the calls, or one with results of
+        before. Raises TurnNotFound and TurnNotWaiting.
+        """
+        ref = command.ref
+        run, session = self._turns.get((ref, command.turn_id)), self._store.sessions.get(ref)
+        if run is None or session is None or run.expires_milliseconds <= self._store.now:
+            raise TurnNotFound
+        if call is not None:
+            if run is not call:
+                raise TurnNotWaiting
+            return call, False
+        answers = run.state == "done" and run.answer_id == resumes.calls_id is not None
+        lease = session.lease
+        runs = lease and lease.token == run.token and lease.until_milliseconds > self._store.now
+        failed = run.state != "done" and not runs
+        if not answers and not (failed and run.fingerprint == _fingerprint(command, resumes)):
+            raise TurnNotWaiting
+        return msgspec.structs.replace(run, token="", state="interrupted"), answers
+
+    def _check_goes_on(self, ref: SessionRef, call: Call, calls_id: MessageId | None) -> None:
+        """Raises TurnNotWaiting where the session was cleared or went on without the turn."""
+        session = self._store.sessions[ref]
+        since = [m for m in session.messages if calls_id is not None and m.id > calls_id]
+        went_on = any(message.role not in PINNED_ROLES for message in since)
+        if went_on or call.ids[0] <= session.cleared_through:
+            raise TurnNotWaiting
 
     def _must_be_free(self, command: Begin, call: Call | None) -> None:
         session = self._store.sessions.get(command.ref)
@@ -176,3 +226,7 @@ class MemoryTurns:
         if command.once is None:
             return self._unkeyed.pop(command.lease_token, None) or self._store.new_call(None)
         return self._store.call(command.ref, command.once) or self._store.new_call(command.once)
+
+
+def _fingerprint(command: Begin, resumes: Resumption) -> str:
+    return command.once.fingerprint if command.once else resumes.fingerprint

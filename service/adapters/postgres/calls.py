@@ -23,6 +23,9 @@ LEASE_REMAINS_SECONDS: Final = 3600
 WAIT_REMAINS_SECONDS: Final = 60
 """A place among those that wait counts for seconds only."""
 
+OWN: Final = "op"
+"""Operation of calls without a client's key: nobody else knows theirs."""
+
 CallState = Literal["running", "done", "failed", "interrupted"]
 
 # By the clock and not by the transaction's beginning: it may have waited for the session since.
@@ -36,12 +39,13 @@ WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
 # What is overwritten has expired or is a turn that begins again.
 KEEP: Final[LiteralString] = """
 INSERT INTO calls (session_key, tenant, operation, key, fingerprint, state, token, ids, expires_at,
-                   result, turn_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9), $10, $11)
+                   result, turn_id, asked)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(secs => $9), $10, $11,
+        $12)
 ON CONFLICT (session_key, operation, key) DO UPDATE
 SET fingerprint = EXCLUDED.fingerprint, state = EXCLUDED.state, token = EXCLUDED.token,
     ids = EXCLUDED.ids, answer_id = NULL, result = EXCLUDED.result,
-    expires_at = EXCLUDED.expires_at, turn_id = EXCLUDED.turn_id
+    expires_at = EXCLUDED.expires_at, turn_id = EXCLUDED.turn_id, asked = EXCLUDED.asked
 """
 
 # Over all tenants: nothing of a record is shown. What another process works on is left to it.
@@ -111,14 +115,18 @@ def keyed_call(ref: SessionRef, once: Once, lifetime_seconds: int) -> Call:
 
 
 def own_call(
-    ref: SessionRef, *, key: str | None = None, lifetime_seconds: int = REPEAT_SECONDS
+    ref: SessionRef,
+    *,
+    key: str | None = None,
+    lifetime_seconds: int = REPEAT_SECONDS,
+    fingerprint: str = "-",
 ) -> Call:
     """A call that only the service itself may repeat."""
     return Call(
         ref=ref,
-        operation="op",
+        operation=OWN,
         key=key or secrets.token_hex(8),
-        fingerprint="-",
+        fingerprint=fingerprint,
         lifetime_seconds=lifetime_seconds,
     )
 
@@ -133,7 +141,7 @@ async def find_record(connection: Connection, call: Call) -> CallRecord | None:
     )
     if row is None:
         return None
-    if row["fingerprint"] != call.fingerprint:
+    if call.operation != OWN and row["fingerprint"] != call.fingerprint:
         raise IdempotencyKeyReused
     answer = row["answer_id"]
     return CallRecord(
@@ -155,6 +163,7 @@ async def keep_record(
     token: str = "",
     result: bytes = b"",
     turn_id: TurnId | None = None,
+    asked: bytes = b"",
 ) -> None:
     await connection.execute(
         KEEP,
@@ -169,6 +178,7 @@ async def keep_record(
         call.lifetime_seconds,
         result,
         turn_id,
+        asked,
     )
 
 

@@ -10,7 +10,8 @@ from service.domain.sessions import SessionRef
 from service.ports import TurnRecord
 
 FIND_TURN: Final[LiteralString] = """
-SELECT operation, key, state, token, ids[1] AS message_id, answer_id, result
+SELECT operation, key, state, token, ids[1] AS message_id, answer_id, result,
+       CASE WHEN $4 THEN asked ELSE '' END AS asked
 FROM calls
 WHERE session_key = $1 AND tenant = $2 AND turn_id = $3 AND expires_at > clock_timestamp()
 """
@@ -34,15 +35,15 @@ WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
 
 
 async def find_turn(
-    connection: Connection, ref: SessionRef, turn_id: TurnId, *, cancel: bool
+    connection: Connection, ref: SessionRef, turn_id: TurnId, *, cancel: bool, asked: bool
 ) -> TurnRecord | None:
     """Under the session's lock, so that a turn's end comes before it or after it."""
     place = (session_key(ref), ref.tenant)
     session = await lock_session(connection, ref)
-    row = await connection.fetchrow(FIND_TURN, *place, turn_id)
+    row = await connection.fetchrow(FIND_TURN, *place, turn_id, asked)
     if session is None or not session.exists or row is None:
         return None
-    message_id = MessageId(str(row["message_id"]))
+    message_id, kept = MessageId(str(row["message_id"])), row["asked"]
     if row["state"] in {"done", "failed"}:
         answer = row["answer_id"]
         return TurnRecord(
@@ -51,10 +52,11 @@ async def find_turn(
             result=row["result"],
             message_id=None if answer is None else MessageId(str(answer)),
             cleared=message_id <= session.cleared_through,
+            asked=kept,
         )
     if message_id <= session.cleared_through:
-        return TurnRecord(state="cancelled", user_message_id=message_id)
+        return TurnRecord(state="cancelled", user_message_id=message_id, asked=kept)
     if await connection.fetchval(LIVE_LEASE, *place, row["token"], cancel):
-        return TurnRecord(state="running", user_message_id=message_id)
+        return TurnRecord(state="running", user_message_id=message_id, asked=kept)
     await connection.execute(INTERRUPT, *place, row["operation"], row["key"], row["token"])
-    return TurnRecord(state="interrupted", user_message_id=message_id)
+    return TurnRecord(state="interrupted", user_message_id=message_id, asked=kept)

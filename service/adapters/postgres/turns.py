@@ -1,10 +1,7 @@
 """Turns where PostgreSQL holds everything: a lease is a row, no connection waits for the model."""
 
-import math
 from collections.abc import Sequence
 from typing import Final, Literal, LiteralString
-
-import msgspec
 
 from service.adapters.postgres.calls import (
     Call,
@@ -17,6 +14,7 @@ from service.adapters.postgres.calls import (
 )
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import session_key
+from service.adapters.postgres.resuming import check_goes_on, earlier_run, leave_turn
 from service.adapters.postgres.session_rows import (
     SessionRow,
     claim_messages,
@@ -25,10 +23,17 @@ from service.adapters.postgres.session_rows import (
     say,
 )
 from service.adapters.postgres.transcripts import read_newest
+from service.adapters.postgres.turn_leases import (
+    check_lease,
+    find_lease,
+    free_lease,
+    renew_lease,
+    take_lease,
+)
 from service.adapters.postgres.turn_records import find_turn
 from service.adapters.postgres.turn_waits import WAIT_NO_MORE, others_come_first, wait_on
 from service.adapters.postgres.vectors import Worded, worded
-from service.domain.errors import RequestRunning, SessionBusy
+from service.domain.errors import SessionBusy
 from service.domain.ids import MessageId, TurnId
 from service.domain.sessions import SessionRef, decode_document
 from service.domain.summaries import decode_summary
@@ -51,36 +56,6 @@ UNKEYED_SECONDS: Final = 300
 """How long a turn without a client's key is remembered, for the service's own repeats: longer than
 any turn."""
 
-# The row is held, so that a renewal beside a take-over comes before it or finds the lease gone.
-LEASE: Final[LiteralString] = """
-SELECT token, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds_left
-FROM turn_leases
-WHERE session_key = $1 AND tenant = $2
-FOR UPDATE
-"""
-
-TAKE_LEASE: Final[LiteralString] = """
-INSERT INTO turn_leases (session_key, tenant, token, turn_id, expires_at)
-VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
-ON CONFLICT (session_key) DO UPDATE
-SET token = EXCLUDED.token, turn_id = EXCLUDED.turn_id, expires_at = EXCLUDED.expires_at,
-    cancelled = false
-"""
-
-RENEW_LEASE: Final[LiteralString] = """
-UPDATE turn_leases
-SET expires_at = clock_timestamp() + make_interval(secs => $4)
-WHERE session_key = $1 AND tenant = $2 AND token = $3
-RETURNING cancelled
-"""
-
-# An expired lease that nobody took is still its owner's: the token says so.
-FREE_LEASE: Final[LiteralString] = """
-DELETE FROM turn_leases
-WHERE session_key = $1 AND tenant = $2 AND token = $3
-RETURNING true
-"""
-
 CLAIM: Final[LiteralString] = """
 UPDATE sessions SET user_id = $3
 WHERE session_key = $1 AND tenant = $2 AND user_id IS NULL
@@ -88,15 +63,10 @@ WHERE session_key = $1 AND tenant = $2 AND user_id IS NULL
 
 END_RECORD: Final[LiteralString] = """
 UPDATE calls
-SET state = $5, result = $6, answer_id = $7,
+SET state = $5, result = $6, answer_id = $7, asked = COALESCE($9, asked),
     expires_at = clock_timestamp() + make_interval(secs => $8)
 WHERE session_key = $1 AND tenant = $2 AND operation = $3 AND key = $4
 """
-
-
-class _Lease(msgspec.Struct, frozen=True):
-    token: str
-    seconds_left: float
 
 
 class PostgresTurns:
@@ -111,23 +81,26 @@ class PostgresTurns:
         self._lease_seconds = lease_seconds
 
     async def begin(self, command: Begin) -> Begun | Replayed:
-        call = self._call(command.ref, command.once, command.lease_token)
-        said = await worded([command.body])
+        resumes = command.resumes
+        fingerprint = resumes.fingerprint if resumes else "-"
+        call = self._call(
+            command.ref, command.once, command.lease_token, fingerprint, goes_on=resumes is not None
+        )
+        said = await worded(resumes.bodies if resumes else [command.body])
         if command.waits:
             await self._door.settled(lambda it: wait_on(it, command))
         return await self._door.settled(lambda it: self._begin(it, command, said, call))
 
     async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:
         async with self._door.connection() as connection:
-            cancelled = await connection.fetchval(
-                RENEW_LEASE, session_key(ref), ref.tenant, lease_token, self._lease_seconds
-            )
-        return "lost" if cancelled is None else "cancelled" if cancelled else "held"
+            return await renew_lease(connection, ref, lease_token, self._lease_seconds)
 
     async def find(
-        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None:
-        return await self._door.settled(lambda it: find_turn(it, ref, turn_id, cancel=cancel))
+        return await self._door.settled(
+            lambda it: find_turn(it, ref, turn_id, cancel=cancel, asked=asked)
+        )
 
     async def finish(self, command: Finish) -> Finished:
         return await self._ended(command, "done")
@@ -142,17 +115,25 @@ class PostgresTurns:
         record = await find_record(connection, call)
         if record is not None and record.state == "done":
             return Replayed(result=record.result, message_id=record.answer_id)
-        lease = await _lease(connection, command.ref)
-        _check_lease(lease, record, command.lease_token)
-        ours = lease is not None and lease.token == command.lease_token
+        lease, earlier = await find_lease(connection, command.ref), None
+        if command.resumes is not None:
+            live = lease.token if lease and lease.seconds_left > 0 else None
+            earlier = await earlier_run(connection, command, record, live)
+            record = earlier.record
+        check_lease(lease, record, command.lease_token)
+        ours = earlier is not None or (lease is not None and lease.token == command.lease_token)
         if not ours and await others_come_first(connection, command.ref, command.lease_token):
             raise SessionBusy(retry_after_seconds=1)
         row.check_owner(command.user_id)
+        if earlier is not None:
+            await check_goes_on(connection, command, row, earlier)
         check_cost(command, decode_document(row.document))
 
         # A failed or interrupted turn goes on from its message, unless that was cleared away.
         taken_up = _message_after(record, row.cleared_through)
         history = await _history(connection, command, row, before=taken_up)
+        if earlier is not None and earlier.answers:
+            await say(connection, row, said, self._clock.milliseconds())
         if taken_up is None:
             now = self._clock.milliseconds()
             [message_id] = await say(connection, row, said, now, user_id=command.user_id)
@@ -172,23 +153,27 @@ class PostgresTurns:
         turn_id: TurnId,
     ) -> None:
         token = command.lease_token
-        await connection.execute(
-            TAKE_LEASE,
-            session_key(command.ref),
-            command.ref.tenant,
-            token,
-            turn_id,
-            self._lease_seconds,
-        )
+        await take_lease(connection, command.ref, token, turn_id, self._lease_seconds)
         if command.waits:
             place = (session_key(command.ref), command.ref.tenant)
             await connection.execute(WAIT_NO_MORE, *place, token)
+        asked = b""
+        if command.resumes is not None:
+            asked = command.resumes.asked
+            await leave_turn(connection, command.ref, turn_id)
         await keep_record(
-            connection, call, (message_id,), state="running", token=token, turn_id=turn_id
+            connection,
+            call,
+            (message_id,),
+            state="running",
+            token=token,
+            turn_id=turn_id,
+            asked=asked,
         )
 
     async def _ended(self, command: Finish, state: CallState) -> Finished:
-        call = self._call(command.ref, command.once, command.lease_token)
+        goes_on = command.resumed or command.asked != b""
+        call = self._call(command.ref, command.once, command.lease_token, goes_on=goes_on)
         said = await worded([] if command.body is None else [command.body])
         return await self._door.settled(lambda it: self._end(it, command, said, call, state))
 
@@ -206,37 +191,34 @@ class PostgresTurns:
         if record is not None and record.token == token and record.state in {"done", "failed"}:
             return Finished(message_id=record.answer_id, outcome="stored")
 
-        place = (session_key(command.ref), command.ref.tenant)
-        if row is None or not await connection.fetchval(FREE_LEASE, *place, token):
+        if row is None or not await free_lease(connection, command.ref, token):
             return Finished(message_id=None, outcome=_why_not(row, record))
         answer_id: MessageId | None = None
         if said:
             [answer_id] = await say(connection, row, said, self._clock.milliseconds())
         await connection.execute(
             END_RECORD,
-            *place,
+            session_key(command.ref),
+            command.ref.tenant,
             *(call.operation, call.key, state, command.result, answer_id, call.lifetime_seconds),
+            command.asked or None,
         )
         return Finished(message_id=answer_id, outcome="stored")
 
-    def _call(self, ref: SessionRef, once: Once | None, lease_token: str) -> Call:
+    def _call(
+        self,
+        ref: SessionRef,
+        once: Once | None,
+        lease_token: str,
+        fingerprint: str = "-",
+        *,
+        goes_on: bool,
+    ) -> Call:
+        """A turn that waits for results of tools, or has got some, is remembered as with a key."""
         if once is None:
-            return own_call(ref, key=lease_token, lifetime_seconds=UNKEYED_SECONDS)
+            seconds = self._once_seconds if goes_on else UNKEYED_SECONDS
+            return own_call(ref, key=lease_token, lifetime_seconds=seconds, fingerprint=fingerprint)
         return keyed_call(ref, once, self._once_seconds)
-
-
-async def _lease(connection: Connection, ref: SessionRef) -> _Lease | None:
-    row = await connection.fetchrow(LEASE, session_key(ref), ref.tenant)
-    return None if row is None else _Lease(row["token"], row["seconds_left"])
-
-
-def _check_lease(lease: _Lease | None, record: CallRecord | None, token: str) -> None:
-    """Raises RequestRunning or SessionBusy while another turn has the session."""
-    if lease is None or lease.seconds_left <= 0 or lease.token == token:
-        return
-    if record is not None and record.token == lease.token:
-        raise RequestRunning(turn_id=record.turn_id or "")
-    raise SessionBusy(retry_after_seconds=max(1, math.ceil(lease.seconds_left)))
 
 
 def _message_after(record: CallRecord | None, cleared_through: MessageId) -> MessageId | None:

@@ -7,7 +7,13 @@ from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.replies import SessionArguments, need_word
 from service.domain.context import ContextOptions, plan
-from service.domain.errors import ContextTooLarge, RequestRunning, SessionBusy
+from service.domain.errors import (
+    ContextTooLarge,
+    RequestRunning,
+    SessionBusy,
+    TurnNotFound,
+    TurnNotWaiting,
+)
 from service.domain.ids import MessageId, TurnId, random_bits
 from service.domain.sessions import SessionRef
 from service.ports import (
@@ -21,6 +27,7 @@ from service.ports import (
     LeaseState,
     Once,
     Replayed,
+    Resumption,
     TurnRecord,
 )
 
@@ -58,8 +65,8 @@ class RedisTurns:
         words = [
             *self._arguments.shared(command.ref),
             command.user_id or "",
-            once.fingerprint if once else "-",
-            self._record_milliseconds(once),
+            _fingerprint(command),
+            self._record_milliseconds(once, goes_on=command.resumes is not None),
             command.lease_token,
             self._lease_milliseconds,
             command.turn_id,
@@ -72,6 +79,7 @@ class RedisTurns:
             int(command.waits),
             WAIT_LOOK_MILLISECONDS,
             WAITERS_MAX,
+            *_resumption_words(command.resumes),
         ]
         names = self._arguments.keys
         places = (names.turn(command.ref, command.turn_id), names.waiting(command.ref))
@@ -110,24 +118,28 @@ class RedisTurns:
                 return "lost"
 
     async def find(
-        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None:
         names = self._arguments.keys
         keys = [*names.session(ref).listed(), names.turn(ref, turn_id)]
-        words = [*self._arguments.shared(ref), turn_id, int(cancel)]
+        words = [*self._arguments.shared(ref), turn_id, int(cancel), int(asked)]
         status, *rest = await self._door.run(TURN, keys, words)
         match status.decode():
             case "ended":
-                message, result, answer, cleared = rest
+                message, kept, result, answer, cleared = rest
                 return TurnRecord(
                     state="ended",
                     user_message_id=MessageId(message.decode()),
                     result=result,
                     message_id=MessageId(answer.decode()) if answer else None,
                     cleared=bool(cleared),
+                    asked=kept,
                 )
             case "running" | "cancelled" | "interrupted" as state:
-                return TurnRecord(state=state, user_message_id=MessageId(rest[0].decode()))
+                message, kept = rest
+                return TurnRecord(
+                    state=state, user_message_id=MessageId(message.decode()), asked=kept
+                )
             case _:
                 return None
 
@@ -141,11 +153,14 @@ class RedisTurns:
         words = [
             *self._arguments.shared(command.ref),
             command.lease_token,
-            self._record_milliseconds(command.once),
+            self._record_milliseconds(
+                command.once, goes_on=command.resumed or command.asked != b""
+            ),
             state,
             command.result,
             command.body or b"",
             random_bits(),
+            command.asked,
         ]
         keys = self._keys(command.ref, command.once, command.lease_token)
         status, *rest = await self._durable.run(FINISH, keys, words, command.durability)
@@ -167,11 +182,16 @@ class RedisTurns:
                 return SessionBusy(retry_after_seconds=max(1, math.ceil(rest[0] / 1000)))
             case b"running":
                 return RequestRunning(turn_id=rest[0].decode())
+            case b"missing":
+                return TurnNotFound()
+            case b"not_waiting":
+                return TurnNotWaiting()
             case _:
                 return self._arguments.refusal(status)
 
-    def _record_milliseconds(self, once: Once | None) -> int:
-        return (self._once_seconds if once else UNKEYED_SECONDS) * 1000
+    def _record_milliseconds(self, once: Once | None, *, goes_on: bool) -> int:
+        """A turn that waits for results of tools, or has got some, is remembered as with a key."""
+        return (self._once_seconds if once or goes_on else UNKEYED_SECONDS) * 1000
 
     def _keys(self, ref: SessionRef, once: Once | None, lease_token: str) -> list[str]:
         names = self._arguments.keys
@@ -179,6 +199,19 @@ class RedisTurns:
             ref, once.operation if once else "op", once.key if once else lease_token
         )
         return [*names.session(ref).listed(), record]
+
+
+def _fingerprint(command: Begin) -> str:
+    if command.once is not None:
+        return command.once.fingerprint
+    return command.resumes.fingerprint if command.resumes else "-"
+
+
+def _resumption_words(resumes: Resumption | None) -> list[str | bytes | int]:
+    if resumes is None:
+        return [0]
+    said = [word for body in resumes.bodies for word in (body, random_bits())]
+    return [1, resumes.calls_id or "", resumes.asked, *said]
 
 
 def _history_words(options: ContextOptions) -> tuple[str, str]:

@@ -61,9 +61,9 @@ class TieredTurns:
         return await self._hot.renew(ref, lease_token)
 
     async def find(
-        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False
+        self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None:
-        return await self._hot.find(ref, turn_id, cancel=cancel)
+        return await self._hot.find(ref, turn_id, cancel=cancel, asked=asked)
 
     async def finish(self, command: Finish) -> Finished:
         finished = await self._hot.finish(command)
@@ -98,6 +98,7 @@ class TieredTurns:
                 body=None,
                 result=b"",
                 once=command.once,
+                resumed=command.resumes is not None,
             )
             await asyncio.shield(self._hot.fail(failed))
             raise

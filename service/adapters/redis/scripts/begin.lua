@@ -1,4 +1,5 @@
--- begin: a turn's first step. Takes the session, stores the user's message, returns the history.
+-- begin: a turn's first step, and its next one where it goes on with results of tools. Takes the
+-- session, stores the user's message or the results, returns the history before the user's message.
 --
 -- KEYS  8 once: the record of this call (hash: fingerprint, state, token, turn, message, result, answer)
 --       9 place of the turn: names the record by the turn's id
@@ -12,19 +13,28 @@
 --       18 tokens of the prompt without the session   19 token budget or ''
 --       20 '1' when the session's own budget decides before 19   21 body   22 random bits   23 '1' to wait
 --       24 longest time between two looks of who waits, milliseconds   25 at most so many wait
+--       26 '1' where the turn goes on: 14 is its id then   27 message with the calls that are
+--       answered, '' for none   28 what it goes on with   29... bodies of the results and random
+--       bits alternate
 -- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id}
 --       | {'running', turn id} | {'reused'}
 --       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
---       | {'over', budget}
+--       | {'over', budget} | {'missing'} | {'not_waiting'}
 -- The lease of a dead owner ends by itself; a failed or interrupted call is taken up again without a
--- second user message and under the same turn id, unless that message was cleared away.
+-- second user message and under the same turn id, unless that message was cleared away. Calls are
+-- answered once, and only while nothing but system and developer messages was said since; results
+-- of a failed or interrupted run are taken up again as well, without being said twice.
 local now = milliseconds()
-local record = {}
-do
+local GOES_ON = ARGV[26] == '1'
+
+local function read(key)
   local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer', 'turn', 'place' }
-  local values = redis.call('HMGET', KEYS[8], unpack(names))
-  for place, name in ipairs(names) do record[name] = values[place] or nil end
+  local values, found = redis.call('HMGET', key, unpack(names)), {}
+  for place, name in ipairs(names) do found[name] = values[place] or nil end
+  return found
 end
+
+local record = read(KEYS[8])
 if record.fingerprint and record.fingerprint ~= ARGV[10] then return { 'reused' } end
 if record.state == 'done' then
   -- A write of this connection, for a caller who waits for the disk: it comes after the answer.
@@ -59,11 +69,31 @@ end
 
 local leased = head.lease and tonumber(head.lease_until) > now
 local ours = leased and head.lease == ARGV[12]
+
+-- The turn is named by its latest call: the one that made the calls, or one with results of before.
+local answers = false
+if GOES_ON then
+  local latest = redis.call('GET', KEYS[9])
+  local run = latest and read(latest) or {}
+  if run.turn ~= ARGV[14] or not run.message then return { 'missing' } end
+  if not record.fingerprint then
+    answers = run.state == 'done' and ARGV[27] ~= '' and run.answer == ARGV[27]
+    local runs = leased and run.token == head.lease
+    local again = run.state ~= 'done' and not runs and run.fingerprint == ARGV[10]
+    if not answers and not again then return { 'not_waiting' } end
+    record = { message = run.message, turn = run.turn, place = run.place }
+  elseif latest ~= KEYS[8] then
+    return { 'not_waiting' }
+  end
+end
+
 if leased and not ours then
   if record.token == head.lease then return { 'running', record.turn or '' } end
   return busy(tonumber(head.lease_until) - now)
 end
-if not ours and redis.call('EXISTS', KEYS[10]) == 1 and not is_first() then return busy(1000) end
+if not ours and not GOES_ON and redis.call('EXISTS', KEYS[10]) == 1 and not is_first() then
+  return busy(1000)
+end
 
 local owner = claim(ARGV[9])
 if owner == 'not_owner' then return { 'not_owner' } end
@@ -89,15 +119,39 @@ local taken_up = record.message and head.known and head.exists
   and record.message > (head.cleared or ZERO) and record.message >= (head.born or ZERO)
 local span = (taken_up or not head.pinned or need == -2) and -1 or need
 local tail = span == -1 and redis.call('LRANGE', TAIL, 0, -1) or nil
+local earlier, count = tail, tonumber(head.held)
+if taken_up then
+  earlier = {}
+  for _, text in ipairs(tail) do
+    if string.sub(text, 8, 43) < record.message then earlier[#earlier + 1] = text end
+  end
+  count = #earlier
+end
 local complete = head.known and (head.floor == ZERO
-  or (head.pinned and head.floor and not taken_up and ((need == -2 and fills_budget(tail))
-    or (need >= 0 and tonumber(head.held) >= need + tonumber(head.pinned)))))
+  or (head.pinned and head.floor and ((need == -2 and fills_budget(earlier))
+    or (need >= 0 and count >= need + tonumber(head.pinned)))))
 if owner == 'cold' or not head.known then return { 'cold', state(span, tail) } end
+if GOES_ON and not taken_up then return { 'not_waiting' } end
 if budget ~= '' and tonumber(ARGV[18]) > tonumber(budget) then return { 'over', budget } end
 -- The archive must answer before anything is written.
 if not complete and ARGV[17] == '0' then return { 'cold', state(span, tail) } end
 
 local before = state(span, tail)
+if answers then
+  if not head.floor then return { 'cold', before } end
+  if head.floor > ARGV[27] then return { 'not_waiting' } end
+  for _, text in ipairs(tail) do
+    local role = string.sub(text, 54, 56)
+    if string.sub(text, 8, 43) > ARGV[27] and role ~= 'sys' and role ~= 'dev' then
+      return { 'not_waiting' }
+    end
+  end
+  local results, bytes = (#ARGV - 28) / 2, 0
+  for place = 29, #ARGV, 2 do bytes = bytes + #ARGV[place] end
+  if not has_room(results, bytes) then return { 'full' } end
+  if not ARCHIVED and tonumber(head.held) + results > HELD_MAX then return { 'too_many' } end
+  say(29, results)
+end
 local message = taken_up and record.message
 if not message then
   if not has_room(1, #ARGV[21]) then return { 'full' } end
@@ -112,7 +166,8 @@ local turn = taken_up and record.turn or ARGV[14]
 set('turn', turn)
 redis.call('HSET', KEYS[8], 'fingerprint', ARGV[10], 'state', 'running', 'token', ARGV[12],
   'message', message, 'turn', turn)
-redis.call('HDEL', KEYS[8], 'result', 'answer')
+redis.call('HDEL', KEYS[8], 'result', 'answer', 'asked')
+if GOES_ON then redis.call('HSET', KEYS[8], 'asked', ARGV[28]) end
 redis.call('PEXPIRE', KEYS[8], ARGV[11])
 if turn == ARGV[14] then
   redis.call('SET', KEYS[9], KEYS[8], 'PX', ARGV[11])

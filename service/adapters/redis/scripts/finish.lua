@@ -3,6 +3,7 @@
 -- KEYS  8 once: the record of this call, made by begin
 -- ARGV  9 lease token   10 lifetime of the record, milliseconds   11 'done' or 'failed'
 --       12 result for a repeated call   13 body of the answer or ''   14 random bits
+--       15 what the turn can go on with, or ''
 -- Reply {'stored', answer id or ''} | {'cancelled'} | {'lost'}
 -- Only the owner of the lease writes. An answer to an accepted message is accepted also where the
 -- backlog is full. Pieces of it for readers elsewhere go: they find the result. Cancelled: the
@@ -32,6 +33,7 @@ if ARGV[13] ~= '' then answer = say(13, 1)[1] end
 set('lease', '')
 head.lease = nil
 redis.call('HSET', KEYS[8], 'state', ARGV[11], 'result', ARGV[12], 'answer', answer)
+if ARGV[15] ~= '' then redis.call('HSET', KEYS[8], 'asked', ARGV[15]) end
 redis.call('PEXPIRE', KEYS[8], ARGV[10])
 if record[5] then redis.call('PEXPIRE', record[5], ARGV[10]) end
 index_call(tonumber(ARGV[10]))
