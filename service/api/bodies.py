@@ -1,11 +1,11 @@
 """Request bodies. Limits are told in the schema and enforced by the domain (422)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.core.chat_request import OnBusy
+from service.core.chat_request import TOOLS_MAX, OnBusy
 from service.domain.context import (
     BUDGET_TOKENS_MAX,
     BUDGET_TOKENS_MIN,
@@ -39,6 +39,16 @@ DurabilityField = Annotated[
         )
     ),
 ]
+Stream = Annotated[
+    bool,
+    Meta(
+        description=(
+            "Answer with server-sent events: `turn.started`, a `delta` for each piece, and "
+            "`turn.completed` or `turn.failed` with the turn."
+        )
+    ),
+]
+TYPED: Final = {"required": ["type"], "properties": {"type": {"type": "string"}}}
 Metadata = Annotated[dict[str, Any], Meta(description="Free JSON of the caller's, at most 16 KiB.")]
 
 
@@ -98,16 +108,35 @@ class ChatFields(RequestBody, frozen=True, kw_only=True):
         None
     )
     max_output_tokens: Annotated[int | None, Meta(extra_json_schema={"minimum": 1})] = None
-    context: ContextBody | None = None
-    stream: Annotated[
-        bool,
+    tools: Annotated[
+        list[dict[str, Any]] | None,
         Meta(
             description=(
-                "Answer with server-sent events: `turn.started`, a `delta` for each piece, and "
-                "`turn.completed` or `turn.failed` with the turn."
-            )
+                "Functions that the model may call, as the model's server takes them. A turn that "
+                "ends in `tool_calls` goes on with their results."
+            ),
+            extra_json_schema={"minItems": 1, "maxItems": TOOLS_MAX, "items": TYPED},
         ),
-    ] = False
+    ] = None
+    tool_choice: Annotated[
+        str | dict[str, Any] | None,
+        Meta(
+            description=(
+                "none, auto, required, or the tool to call. What is demanded holds for the first "
+                "call of the model: with results it chooses by itself."
+            ),
+            extra_json_schema={"examples": ["auto"]},
+        ),
+    ] = None
+    response_format: Annotated[
+        dict[str, Any] | None,
+        Meta(
+            description="The form of the answer, as the model's server takes it.",
+            extra_json_schema=TYPED,
+        ),
+    ] = None
+    context: ContextBody | None = None
+    stream: Stream = False
     on_busy: Annotated[
         OnBusy,
         Meta(
@@ -133,6 +162,24 @@ class TwoLineChatBody(ChatFields, frozen=True, kw_only=True):
 
     user_id: Id
     session_id: Id | None = None
+
+
+class ToolResultBody(RequestBody, frozen=True, kw_only=True):
+    """What a tool that the model called has to say."""
+
+    tool_call_id: Id
+    content: str | list[dict[str, Any]]
+
+
+class ToolResultsBody(RequestBody, frozen=True, kw_only=True):
+    results: Annotated[
+        list[ToolResultBody],
+        Meta(
+            description="One for each call that the turn waits for, in any order.",
+            extra_json_schema={"minItems": 1},
+        ),
+    ]
+    stream: Stream = False
 
 
 class MessageInBody(RequestBody, frozen=True, kw_only=True):

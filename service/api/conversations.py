@@ -6,16 +6,17 @@ from litestar import Controller, Response, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
-from service.api.bodies import ChatBody, ChatFields, TwoLineChatBody
+from service.api.bodies import ChatBody, ChatFields, ToolResultsBody, TwoLineChatBody
 from service.api.documentation import CHAT_PROBLEMS, READ_PROBLEMS, WRITE_PROBLEMS, problems
 from service.api.events import MEDIA_TYPE, event_stream, place_of
 from service.api.middleware import STREAM, TURN
 from service.api.parameters import Consistency, Key, LastEventId
-from service.api.requests import once, path_id, session_ref
+from service.api.requests import fingerprint_of, once, path_id, session_ref
 from service.api.use_cases import Injected, UseCases
 from service.api.views import HistoryMessageView, HistoryView, TurnView, view_turn
 from service.core.chat_request import ChatRequest
 from service.core.recording import check_session
+from service.core.resuming import Results, ToolResult
 from service.domain.errors import SessionNotFound
 from service.domain.ids import TurnId, check_id
 from service.domain.sessions import DEFAULT_TENANT, SessionRef
@@ -186,6 +187,44 @@ class SessionTurns(Controller):
         turn = path_id(turn_id, "turn_id")
         return view_turn(await use_cases.chat.cancel(session_ref(session_id), TurnId(turn)))
 
+    @post(
+        "/tool-results",
+        operation_id="give_tool_results",
+        summary="Go on with a turn that called tools",
+        status_code=200,
+        opt=TURN,
+        responses=problems(*CHAT_PROBLEMS),
+    )
+    async def tool_results(
+        self,
+        use_cases: Injected,
+        session_id: FromPath[str],
+        turn_id: FromPath[str],
+        data: JSONBody[ToolResultsBody],
+        idempotency_key: Key = None,
+    ) -> Response[TurnView] | Stream:
+        """Answers as chat does: the turn goes on as it was asked, under its id.
+
+        All of its calls are answered at once. They are answered once, and only while nothing but
+        system and developer messages was said since (else 409 turn_state); after a failure the same
+        results run the turn again without being kept twice.
+        """
+        turn = TurnId(path_id(turn_id, "turn_id"))
+        fields = {"turn_id": turn, "results": data.results}
+        request = await use_cases.resuming.request(
+            Results(
+                ref=session_ref(session_id),
+                turn_id=turn,
+                results=[
+                    ToolResult(tool_call_id=one.tool_call_id, content=one.content)
+                    for one in data.results
+                ],
+                fingerprint=fingerprint_of(fields),
+                once=once(idempotency_key, "tool-results", fields),
+            )
+        )
+        return await answered(use_cases, request, streams=data.stream)
+
 
 async def answer(
     use_cases: UseCases, ref: SessionRef, data: ChatFields, user_id: str | None, key: str | None
@@ -197,17 +236,27 @@ async def answer(
         "instructions": data.instructions,
         "temperature": data.temperature,
         "max_output_tokens": data.max_output_tokens,
+        "tools": data.tools,
+        "tool_choice": data.tool_choice,
+        "response_format": data.response_format,
         "context": data.context.options() if data.context else None,
         "durability": data.durability,
         "on_busy": data.on_busy,
     }
     # One operation on both routes, so the fingerprint is over what they have in common; streamed or
     # not, it is the same call.
-    request = ChatRequest(ref=ref, once=once(key, "chat", fields), **fields)
-    if data.stream:
+    given = {name: value for name, value in fields.items() if value is not None}
+    request = ChatRequest(ref=ref, once=once(key, "chat", given), **given)
+    return await answered(use_cases, request, streams=data.stream)
+
+
+async def answered(
+    use_cases: UseCases, request: ChatRequest, *, streams: bool
+) -> Response[TurnView] | Stream:
+    if streams:
         streamed = await use_cases.chat.stream(request)
         turn_id = streamed.turn.turn_id
         return event_stream(streamed, left=lambda: use_cases.chat.left(turn_id))
-    answered = await use_cases.chat.answer(request)
-    headers = {"Idempotency-Replayed": "true"} if answered.replayed else {}
-    return Response(view_turn(answered.turn), headers=headers)
+    given = await use_cases.chat.answer(request)
+    headers = {"Idempotency-Replayed": "true"} if given.replayed else {}
+    return Response(view_turn(given.turn), headers=headers)

@@ -180,8 +180,12 @@ def once(key: str | None, operation: str, body: object) -> Once | None:
     if key is None:
         return None
     check_key(key)
-    canonical = msgspec.json.encode(body, order="sorted")
-    return Once(operation=operation, key=key, fingerprint=hashlib.sha256(canonical).hexdigest())
+    return Once(operation=operation, key=key, fingerprint=fingerprint_of(body))
+
+
+def fingerprint_of(body: object) -> str:
+    """Tells bodies apart, whatever the order of their fields."""
+    return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()
 
 
 def check_key(key: str | None) -> None:

@@ -11,6 +11,7 @@ from service.core.profiles import UserProfiles
 from service.core.readiness import Readiness
 from service.core.recall import Recall
 from service.core.recording import Recording
+from service.core.resuming import Resuming
 from service.core.searching import Searching
 from service.core.statistics import UserStatistics
 
@@ -19,6 +20,7 @@ class UseCases(msgspec.Struct, frozen=True, kw_only=True):
     recording: Recording
     recall: Recall
     chat: Chat
+    resuming: Resuming
     searching: Searching
     profiles: UserProfiles
     statistics: UserStatistics

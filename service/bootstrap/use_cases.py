@@ -17,6 +17,7 @@ from service.core.profiles import UserProfiles
 from service.core.prompting import Prompting
 from service.core.recall import Recall
 from service.core.recording import Recording
+from service.core.resuming import Resuming
 from service.core.searching import Searching
 from service.core.statistics import UserStatistics
 from service.core.summarizing import Summarizer, SummarySettings
@@ -122,6 +123,7 @@ def _wired(
             observer=observer,
             pieces=store.pieces,
         ),
+        resuming=Resuming(store.turns, counting, message_bytes_max=settings.message_bytes_max),
         erasing=Erasing(store.erasure, profiles.forget, clock),
         exporting=Exporting(
             store.user_sessions, store.sessions, store.transcripts, store.profiles.get, clock

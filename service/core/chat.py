@@ -5,32 +5,34 @@ Between those two steps nothing is held but the session's lease, which is renewe
 
 import asyncio
 import secrets
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
 import msgspec
 
+from service.core.beginning import (
+    JOIN_PAUSE_SECONDS_MAX,
+    JOIN_PAUSE_SECONDS_MIN,
+    Beginning,
+    given_by,
+)
 from service.core.chat_request import ChatRequest, check_request
 from service.core.counting import Counting
 from service.core.ending import Ending
 from service.core.generating import Generating, Generation
 from service.core.generations import Generations
-from service.core.prompting import Given, Offer, ProfileText, Prompting, wire_messages
+from service.core.prompting import Offer, ProfileText, Prompting, wire_messages
 from service.core.recording import check_session
 from service.core.running_turn import RunningTurn, halved, recorded_turn, replayed_turn
 from service.core.streamed import Streamed
 from service.domain.context import plan
 from service.domain.deltas import Place, Told, rest_of, told_after
-from service.domain.errors import RequestRunning, SessionBusy, TurnNotFound
+from service.domain.errors import RequestRunning, TurnNotFound, TurnNotWaiting
 from service.domain.ids import TurnId, check_id
-from service.domain.messages import MessageBody, encode_body
 from service.domain.sessions import SessionRef
 from service.domain.turns import Prompt, Turn
 from service.ports import (
-    Begin,
-    Begun,
     Clock,
     Observer,
     Pieces,
@@ -39,15 +41,10 @@ from service.ports import (
     Turns,
 )
 
-JOIN_PAUSE_SECONDS_MIN: Final = 0.02
-JOIN_PAUSE_SECONDS_MAX: Final = 0.5
-"""Between two looks at a running turn that a caller has joined."""
 FOLLOW_SECONDS: Final = 0.1
 """Between two looks at a turn that runs in another process."""
 CANCEL_WAIT_SECONDS: Final = 2.0
 """Longest wait of who cancels a turn for its end."""
-WAIT_PAUSE_SECONDS: Final = 0.1
-"""Between two looks at a session that is waited for."""
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +83,14 @@ class Chat:
         self._turns = turns
         self._pieces = pieces
         self._prompting = prompting
-        self._counting = counting
+        self._beginning = Beginning(
+            turns,
+            prompting,
+            counting,
+            clock,
+            wait_seconds=settings.wait_seconds,
+            join_seconds=settings.deadline_seconds,
+        )
         self._settings = settings
         self._profile_text = profile_text
         self._clock = clock
@@ -222,59 +226,22 @@ class Chat:
     async def _generation(
         self, request: ChatRequest, started: float, *, streams: bool, joins: bool = True
     ) -> Generation | Replayed:
-        check_request(request, message_bytes_max=self._settings.message_bytes_max)
+        if request.goes_on is None:
+            check_request(request, message_bytes_max=self._settings.message_bytes_max)
         self._generations.check_open()
         lease_token = secrets.token_hex(16)
-        command = await self._begin(request, TurnId(str(uuid.uuid4())), lease_token)
-        begun = await (self._begun_or_joined if joins else self._begun)(command)
+        beginning = self._beginning
+        command = await beginning.command(request, lease_token, model=self._model_of(request))
+        try:
+            begun = await (beginning.begun_or_joined if joins else beginning.begun)(command)
+        except TurnNotWaiting as error:
+            # The store knows no such call from before: then its results are looked at.
+            raise (request.goes_on and request.goes_on.unfit) or error from None
         if isinstance(begun, Replayed):
             return begun
         chosen = plan(request.options.over(begun.history.document.context))
         running = RunningTurn(request, lease_token, begun, chosen, started=started)
         return self._generations.start(running, streams=streams)
-
-    async def _begun_or_joined(self, command: Begin) -> Begun | Replayed:
-        """Beside a running call with the same key, wait for its end and take its result.
-
-        Where that one failed or died, this one takes the turn up again.
-        """
-        pause = JOIN_PAUSE_SECONDS_MIN
-        deadline = self._clock.monotonic() + self._settings.deadline_seconds
-        while True:
-            try:
-                return await self._begun(command)
-            except RequestRunning:
-                if self._clock.monotonic() + pause > deadline:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, JOIN_PAUSE_SECONDS_MAX)
-
-    async def _begun(self, command: Begin) -> Begun | Replayed:
-        """Wait for a busy session where so wanted. Raises SessionBusy past the bound."""
-        deadline = self._clock.monotonic() + self._settings.wait_seconds
-        while True:
-            try:
-                return await self._turns.begin(command)
-            except SessionBusy:
-                if not command.waits or self._clock.monotonic() + WAIT_PAUSE_SECONDS > deadline:
-                    raise
-            await asyncio.sleep(WAIT_PAUSE_SECONDS)
-
-    async def _begin(self, request: ChatRequest, turn_id: TurnId, lease_token: str) -> Begin:
-        given = Given(instructions=request.instructions, message=request.message)
-        said = MessageBody(role="user", content=request.message, turn_id=turn_id)
-        return Begin(
-            ref=request.ref,
-            turn_id=turn_id,
-            body=encode_body(await self._counting.counted(said)),
-            options=request.options,
-            cost=await self._prompting.cost(given, self._model_of(request)),
-            user_id=request.user_id,
-            once=request.once,
-            lease_token=lease_token,
-            durability=request.durability,
-            waits=request.on_busy == "wait",
-        )
 
     def _model_of(self, request: ChatRequest) -> str:
         return request.model or self._settings.model
@@ -286,7 +253,7 @@ class Chat:
         profile = None
         if running.chosen.profile and user_id is not None:
             profile = await self._profile_text(request.ref.tenant, user_id)
-        given = Given(instructions=request.instructions, profile=profile, message=request.message)
+        given = given_by(request, profile)
         model = self._model_of(request)
         shown = await self._prompting.shown(chosen, history, given, model)
         running.show(shown)
@@ -295,4 +262,7 @@ class Chat:
             model=model,
             temperature=request.temperature,
             max_output_tokens=request.max_output_tokens,
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            response_format=request.response_format,
         )

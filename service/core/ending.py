@@ -12,7 +12,7 @@ from service.domain.context import ContextOptions, plan
 from service.domain.errors import ArchiveUnavailable, ChatMemoryError, TurnLost, Unavailable
 from service.domain.messages import MessageBody, TurnCost, encode_body
 from service.domain.observations import TurnEnded
-from service.domain.turns import Answer, Turn, TurnError, TurnState, Usage
+from service.domain.turns import Answer, Turn, TurnError, TurnState, Usage, named_calls
 from service.ports import Clock, Finish, Finished, Observer, Turns
 
 STORE_SECONDS: Final = 8.0
@@ -44,7 +44,7 @@ class Ending:
         body = MessageBody(
             role="assistant",
             content=answer.content,
-            tool_calls=answer.tool_calls,
+            tool_calls=named_calls(answer.tool_calls),
             turn_id=running.turn_id,
             status=None if answer.complete else "incomplete",
             cost=TurnCost(
@@ -53,6 +53,7 @@ class Ending:
                 output_tokens=answer.usage.output_tokens,
                 cached_tokens=answer.usage.cached_tokens,
                 reasoning_tokens=answer.usage.reasoning_tokens,
+                goes_on=running.request.goes_on is not None,
             ),
         )
         turn = await self._finish(running, state, body, usage=answer.usage, model=answer.model)
@@ -127,7 +128,9 @@ class Ending:
             finished_milliseconds=self._clock.milliseconds(),
         )
         finish = running.finish(
-            body=encode_body(counted) if counted else None, result=msgspec.json.encode(turn)
+            body=encode_body(counted) if counted else None,
+            result=msgspec.json.encode(turn),
+            asked=_asked(running, counted, turn) if counted and counted.tool_calls else b"",
         )
         finished = await self._stored(finish)
         match finished.outcome:
@@ -146,3 +149,11 @@ class Ending:
         own = plan(running.begun.history.document.context or ContextOptions())
         wanted = own if own.strategy == "summary" else running.chosen
         self._offer_summary(running.request.ref, wanted, shown.beside)
+
+
+def _asked(running: RunningTurn, answer: MessageBody, turn: Turn) -> bytes:
+    """What the turn goes on with when its calls are answered; those of a cut answer are not."""
+    if turn.state != "completed":
+        return b""
+    request = running.request
+    return request.asked(said=(*request.said, answer), usage=turn.usage)

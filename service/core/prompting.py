@@ -13,11 +13,12 @@ from service.domain.context import (
     LeftOutReason,
     Plan,
     fitting,
+    results_at_calls,
     whole_pairs,
     window,
 )
 from service.domain.errors import ContextTooLarge
-from service.domain.messages import PINNED_ROLES, Message
+from service.domain.messages import PINNED_ROLES, Message, MessageBody
 from service.domain.sessions import SessionRef
 from service.domain.summaries import Summary, summary_text
 from service.domain.tokens import (
@@ -54,6 +55,10 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     profile: str | None = None
     message: str | None = None
     """The new message; None where none is said."""
+    said: tuple[MessageBody, ...] = ()
+    """In the same turn after it: calls of tools, and their results."""
+    tools: str | None = None
+    """What the model is told of tools and of the form of its answer, as JSON: it costs as text."""
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,17 +112,21 @@ class Prompting:
 
 
 def wire_messages(shown: Shown, given: Given) -> list[dict[str, Any]]:
-    """The prompt in wire order: instructions, profile, summary, history, the new message."""
+    """The prompt in wire order: instructions, profile, summary, history, the new message.
+
+    Results follow their calls at once, as models' servers want it, whatever was said in between.
+    """
     summary = summary_text(shown.summary) if shown.summary else None
     system = (given.instructions, given.profile, summary)
     wire = [{"role": "system", "content": text} for text in system if text is not None]
-    wire += (wire_message(message) for message in shown.messages)
+    wire += (wire_message(message) for message in results_at_calls(shown.messages))
     if given.message is not None:
         wire.append({"role": "user", "content": given.message})
+    wire += (wire_message(body) for body in given.said)
     return wire
 
 
-def wire_message(message: Message) -> dict[str, Any]:
+def wire_message(message: MessageBody) -> dict[str, Any]:
     """A stored message as a model's server takes it: nothing that is only ours."""
     wire: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.name is not None:
@@ -191,13 +200,14 @@ def _given_tokens(tokenizer: Tokenizer, given: Given, summary: Summary | None) -
     instructions = text_tokens(tokenizer, given.instructions)
     profile = text_tokens(tokenizer, given.profile)
     summed = text_tokens(tokenizer, summary_text(summary) if summary else None)
-    message = text_tokens(tokenizer, given.message)
+    beside = text_tokens(tokenizer, given.message) + text_tokens(tokenizer, given.tools)
+    beside += sum(message_tokens(tokenizer, body) for body in given.said)
     return ContextTokens(
         instructions=instructions,
         profile=profile,
         summary=summed,
         history=0,
-        total=instructions + profile + summed + message + REPLY_TOKENS,
+        total=instructions + profile + summed + beside + REPLY_TOKENS,
     )
 
 

@@ -53,7 +53,7 @@ class RunningTurn:
     def show(self, shown: Shown) -> None:
         self.shown = shown
 
-    def finish(self, *, body: bytes | None, result: bytes) -> Finish:
+    def finish(self, *, body: bytes | None, result: bytes, asked: bytes = b"") -> Finish:
         return Finish(
             ref=self.request.ref,
             turn_id=self.turn_id,
@@ -62,6 +62,8 @@ class RunningTurn:
             result=result,
             once=self.request.once,
             durability=self.request.durability,
+            asked=asked,
+            resumed=self.request.goes_on is not None,
         )
 
     def turn(
@@ -83,7 +85,7 @@ class RunningTurn:
             state=state,
             user_message_id=user_message_id,
             message=Message(id=ZERO_ID, **msgspec.structs.asdict(body)) if body else None,
-            usage=usage or Usage(),
+            usage=self.request.usage + (usage or Usage()),
             model=model,
             context=TurnContext(
                 strategy=self.chosen.strategy,

@@ -179,6 +179,22 @@ def fitting(
     return [m for m in messages if m.role in PINNED_ROLES or m.id in kept], used
 
 
+def results_at_calls(messages: Sequence[Message]) -> list[Message]:
+    """Whole pairs in the order that models' servers want: results right behind their calls.
+
+    What was said between the two comes after them; else the order is kept.
+    """
+    ordered: list[Message] = []
+    results: dict[str | None, list[Message]] = {}
+    for message in reversed(messages):
+        if message.role == "tool":
+            results.setdefault(message.tool_call_id, []).insert(0, message)
+            continue
+        own = [one for call in message.tool_calls or () for one in results.pop(call.get("id"), [])]
+        ordered += [*reversed(own), message]
+    return ordered[::-1]
+
+
 def whole_pairs(messages: Sequence[Message]) -> list[Message]:
     """Drop tool results without their call and calls without all of their results.
 

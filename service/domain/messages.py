@@ -155,8 +155,10 @@ def check_message(body: MessageBody, field: str, *, bytes_max: int) -> None:
     """Raises InvalidValue that names the field and the limit."""
     prefix = f"{field}." if field else ""
     _check_content(body, f"{prefix}content", bytes_max)
-    _check_size(body.tool_calls, f"{prefix}tool_calls", bytes_max)
-    _check_size(body.metadata, f"{prefix}metadata", METADATA_BYTES_MAX)
+    if body.tool_calls is not None:
+        check_json_size(body.tool_calls, f"{prefix}tool_calls", bytes_max)
+    if body.metadata is not None:
+        check_json_size(body.metadata, f"{prefix}metadata", METADATA_BYTES_MAX)
     _check_label(body.name, f"{prefix}name")
     _check_label(body.tool_call_id, f"{prefix}tool_call_id")
     if body.role == "tool" and body.tool_call_id is None:
@@ -242,12 +244,11 @@ def _check_parts(parts: list[dict[str, Any]], field: str, bytes_max: int) -> Non
     for place, part in enumerate(parts):
         if not isinstance(part.get("type"), str):
             raise InvalidValue.of(f"{field}[{place}].type", "must name the part's type")
-    _check_size(parts, field, bytes_max)
+    check_json_size(parts, field, bytes_max)
 
 
-def _check_size(value: object, field: str, bytes_max: int) -> None:
-    if value is None:
-        return
+def check_json_size(value: object, field: str, bytes_max: int) -> None:
+    """As ``check_json``, and for a limit of its JSON text in bytes."""
     check_json(value, field)
     size = len(_encoder.encode(value))
     if size > bytes_max:

@@ -1,5 +1,6 @@
 """Turns: a user's message, the model's answer, and the state between them."""
 
+import uuid
 from datetime import datetime
 from typing import Any, Literal
 
@@ -97,3 +98,18 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     usage: Usage
     model: str
+
+
+def named_calls(calls: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tool calls with an id each, of its own: some servers give none, or all the same."""
+    if calls is None:
+        return None
+    names: set[object] = set()
+    named: list[dict[str, Any]] = []
+    for call in calls:
+        name = call.get("id")
+        if not isinstance(name, str) or not name or name in names:
+            name = f"call_{uuid.uuid4().hex}"
+        names.add(name)
+        named.append(call | {"id": name})
+    return named
