@@ -11,6 +11,7 @@ from service.api.bodies import (
     ChatBody,
     SessionBody,
     SessionPatchBody,
+    ToolResultsBody,
     TwoLineChatBody,
 )
 from service.api.events import MEDIA_TYPE as EVENTS_MEDIA_TYPE
@@ -25,7 +26,7 @@ from service.domain.words import QUERY_CHARACTERS_MAX
 
 REQUEST_BODIES: Final = (
     *(TwoLineChatBody, ChatBody, AppendBody, SessionBody, SessionPatchBody),
-    *(ProfileBody, ProfilePatchBody, ImportLine),
+    *(ToolResultsBody, ProfileBody, ProfilePatchBody, ImportLine),
 )
 
 _ID: Final = {"minLength": 1, "maxLength": ID_BYTES_MAX}
@@ -116,7 +117,7 @@ def _describe_streams(document: dict[str, Any]) -> None:
     events = {"schema": EVENT}
     for operation in _operations(document):
         content = operation["responses"].get("200", {})
-        if operation["operationId"] in {"chat", "chat_in_session"}:
+        if operation["operationId"] in {"chat", "chat_in_session", "give_tool_results"}:
             content["content"] = {"application/json": turn, EVENTS_MEDIA_TYPE: events}
         elif operation["operationId"] == "get_turn_events":
             content["content"] = {EVENTS_MEDIA_TYPE: events}

@@ -2,91 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from service.api.server import Listener, ServiceServer
 from service.domain.errors import HotUnavailable
 from service.ports import Finished
 from service.settings import Settings
-from tests.support.api import Client, api_client
 from tests.support.polling import eventually
-from tests.support.scripted_model import ScriptedModel, answer_of
+from tests.support.scripted_model import answer_of
+from tests.support.serving import Event, Process, process
 
 CHAT = "/v1/sessions/s/chat"
 ASKED = {"message": "one two three four", "stream": True}
 SAID = "echo: one two three four"
-
-
-class Event(msgspec.Struct):
-    id: str
-    name: str
-    data: dict[str, Any]
-
-
-class Process(msgspec.Struct):
-    """An API of its own over the stores that others use too."""
-
-    http: httpx.AsyncClient
-    model: ScriptedModel
-    client: Client
-    server: ServiceServer
-
-    async def events(self, path: str, **request: Any) -> AsyncGenerator[Event]:
-        async with self.http.stream(request.pop("method", "POST"), path, **request) as response:
-            assert response.status_code == 200, await response.aread()
-            assert response.headers["content-type"].startswith("text/event-stream")
-            assert response.headers["x-accel-buffering"] == "no"
-            assert "no-cache" in response.headers["cache-control"]
-            fields: dict[str, str] = {}
-            async for line in response.aiter_lines():
-                if line:
-                    name, _, value = line.partition(": ")
-                    fields[name] = value
-                elif "event" in fields:
-                    data = msgspec.json.decode(fields["data"])
-                    yield Event(fields["id"], fields["event"], data)
-                    fields = {}
-
-    async def turn(self, turn_id: str) -> dict[str, Any]:
-        response = await self.http.get(f"/v1/sessions/s/turns/{turn_id}")
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def joined(self, turn_id: str, **headers: str) -> AsyncGenerator[Event]:
-        path = f"/v1/sessions/s/turns/{turn_id}/events"
-        return self.events(path, method="GET", headers=headers)
-
-    async def messages(self) -> list[tuple[str, Any, Any]]:
-        items = (await self.http.get("/v1/sessions/s/messages")).json()["items"]
-        return [(item["role"], item["content"], item["status"]) for item in items]
-
-
-@asynccontextmanager
-async def process(settings: Settings, **options: Any) -> AsyncGenerator[Process]:
-    model = ScriptedModel()
-    async with api_client(model, settings, **options) as client:
-        transport: Any = client.http._transport
-        server = ServiceServer(
-            [Listener(app=transport.app, host="127.0.0.1", port=0)],
-            drain=client.readiness.drain,
-            grace_seconds=1,
-        )
-        started = asyncio.Event()
-        serving = asyncio.create_task(server.serve(started=started.set))
-        await started.wait()
-        url = f"http://127.0.0.1:{server.ports[0]}"
-        try:
-            async with httpx.AsyncClient(base_url=url, timeout=10) as http:
-                yield Process(http, model, client, server)
-        finally:
-            server.stop()
-            await asyncio.wait_for(serving, 10)
 
 
 @pytest.fixture(params=["memory", "postgres", "redis", "hybrid"])
@@ -339,9 +271,9 @@ async def test_calls_that_wait_are_answered_one_after_another_across_processes(t
     first = asyncio.ensure_future(all_of(one.events(CHAT, json=ASKED)))
     await one.model.asked.wait()
     waiting: list[Any] = []
-    for number, process in enumerate((other, one, other, one)):
+    for number, asker in enumerate((other, one, other, one)):
         body = {"message": f"waiting {number}", "on_busy": "wait"}
-        waiting.append(asyncio.ensure_future(process.http.post(CHAT, json=body)))
+        waiting.append(asyncio.ensure_future(asker.http.post(CHAT, json=body)))
         await asyncio.sleep(0.15)  # So that they arrive in this order.
     refused = await other.http.post(CHAT, json={"message": "no"})
     assert (refused.status_code, refused.headers["x-should-retry"]) == (409, "false")

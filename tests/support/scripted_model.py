@@ -52,3 +52,13 @@ def answer_of(text: str, *, complete: bool = True) -> Answer:
     return Answer(
         content=f"echo: {text}", tool_calls=None, complete=complete, usage=usage, model="m"
     )
+
+
+def calls_of(*names: str, text: str | None = None, complete: bool = True) -> Answer:
+    """An answer that calls a function once for each name, which is the call's id as well."""
+    calls = [
+        {"id": name, "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        for name in names
+    ]
+    usage = Usage(input_tokens=10, output_tokens=3, total_tokens=13, cached_tokens=4)
+    return Answer(content=text, tool_calls=calls, complete=complete, usage=usage, model="m")

@@ -17,6 +17,7 @@ from service.domain.context import (
     check_options,
     fitting,
     plan,
+    results_at_calls,
     whole_pairs,
 )
 from service.domain.errors import ContextTooLarge, InvalidValue
@@ -190,6 +191,60 @@ def test_what_is_shown_under_a_budget_is_whole_and_has_no_gaps(kinds, room, data
     everything = [m for m in whole if m.role not in PINNED_ROLES]
     assert spoken_ == everything[len(everything) - len(spoken_) :]
     assert whole_pairs(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("messages", "ordered"),
+    [
+        ([spoken(0), call(1, "a"), result(2, "a"), spoken(3)], [0, 1, 2, 3]),
+        ([call(0, "a"), spoken(1, "system"), result(2, "a"), spoken(3)], [0, 2, 1, 3]),
+        ([call(0, "a", "b"), result(1, "b"), spoken(2, "system"), result(3, "a")], [0, 3, 1, 2]),
+        # Ids that are used again: the nearest call before.
+        (
+            [call(0, "a"), result(1, "a"), call(2, "a"), spoken(3, "system"), result(4, "a")],
+            [0, 1, 2, 4, 3],
+        ),
+        ([call(0, "a"), spoken(1), result(2, "a"), result(3, "a")], [0, 2, 3, 1]),
+    ],
+)
+def test_results_stand_right_behind_their_calls(messages, ordered):
+    assert places(results_at_calls(messages)) == ordered
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["user", "system"]),
+            st.tuples(st.just("call"), st.sets(st.sampled_from("abc"), min_size=1)),
+            st.tuples(st.just("result"), st.sampled_from("abc")),
+        ),
+        max_size=12,
+    )
+)
+def test_in_every_prompt_each_call_is_answered_before_anything_else_is_said(kinds):
+    messages: list[Message] = []
+    for number, kind in enumerate(kinds):
+        match kind:
+            case ("call", names):
+                messages.append(call(number, *sorted(names)))
+            case ("result", name):
+                messages.append(result(number, name))
+            case role:
+                messages.append(spoken(number, role))
+    whole = whole_pairs(messages)
+    shown = results_at_calls(whole)
+    assert sorted(places(shown)) == places(whole)
+    waiting: set[str | None] = set()
+    called: set[str | None] = set()
+    for message in shown:
+        if message.role == "tool":
+            assert message.tool_call_id in called
+            waiting.discard(message.tool_call_id)
+            continue
+        assert not waiting
+        waiting = {call["id"] for call in message.tool_calls or ()}
+        called = set(waiting)
+    assert not waiting
 
 
 def test_options_take_from_the_session_what_they_leave_open():
