@@ -63,7 +63,10 @@ def create_routes(use_cases: UseCases, readiness: Readiness, settings: ApiSettin
         },
         "middleware": [
             DefineMiddleware(
-                Deadline, seconds=settings.request_seconds, import_seconds=settings.import_seconds
+                Deadline,
+                seconds=settings.request_seconds,
+                import_seconds=settings.import_seconds,
+                unread_seconds=settings.unread_seconds,
             )
         ],
         "request_class": StrictRequest,

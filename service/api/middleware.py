@@ -33,8 +33,6 @@ IMPORT: Final = {"import": True}
 """Marks a handler that takes as long as its body comes, within a bound of its own."""
 STREAM: Final = {"stream": True}
 """Marks a handler whose answer takes as long as its reader; it ends where nobody reads."""
-UNREAD_SECONDS: Final = 30.0
-"""Longest wait until the reader of a stream takes the next part of it."""
 
 
 class Deadline:
@@ -45,7 +43,7 @@ class Deadline:
         app: ASGIApp,
         seconds: float,
         import_seconds: float,
-        unread_seconds: float = UNREAD_SECONDS,
+        unread_seconds: float,
     ) -> None:
         self._app = app
         self._seconds = seconds

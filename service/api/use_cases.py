@@ -37,6 +37,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     docs: bool = True
     import_seconds: float = 600
     """Time for an import, receiving its body included."""
+    unread_seconds: float = 30
+    """Longest wait until the reader of a stream takes the next part of it."""
 
 
 Injected = NamedDependency[UseCases]

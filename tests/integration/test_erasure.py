@@ -303,9 +303,8 @@ async def test_while_the_archive_lags_an_erasure_is_not_done_and_a_repeat_comple
             await hybrid.store.sessions.get(ref(f"{ADA}-s"))
         with pytest.raises(ArchiveUnavailable):
             await erase(hybrid)
-        again = asyncio.ensure_future(erase(another))
-        await hybrid.flush()
-        await again
+        async with flushing(hybrid):
+            await erase(another)
         await assert_nothing_of(ADA, redis, sql)
 
 

@@ -8,14 +8,15 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from service.dev.valkey import EmbeddedValkey
 from service.domain.context import ContextOptions, Need
 from service.domain.errors import ChatMemoryError, HotUnavailable
-from service.domain.ids import TurnId
-from service.domain.messages import Role
+from service.domain.ids import MessageId, TurnId
+from service.domain.messages import MessageBody, Role, encode_body
 from service.domain.sessions import SessionDocument, SessionRef
 from service.domain.summaries import Summary
 from service.ports import (
@@ -27,6 +28,7 @@ from service.ports import (
     Once,
     PageQuery,
     Replayed,
+    Resumption,
     SessionQuery,
 )
 from service.settings import Settings
@@ -78,6 +80,7 @@ class Pair:
             *(3 * [self.flush]),
             *(2 * [self.look]),
             self.failed_turn,
+            *(2 * [self.tool_turn]),
             self.create,
             self.replace,
             self.clear,
@@ -225,6 +228,49 @@ class Pair:
             await self.random.choice([self.append, self.flush, self.clear, self.delete])()
         await self.both(lambda kept: run(kept, begin, finish))
 
+    async def tool_turn(self) -> None:
+        """A turn that calls a tool and goes on with its result, whatever happens in between."""
+        begin, finish = self.new_turn(self.once("chat"))
+        called = msgspec.structs.replace(finish, asked=b"asked")
+        await self.both(lambda kept: run(kept, begin, called))
+        # Of each store its own: ids differ.
+        calls: dict[str, MessageId | None] = {}
+        for store in (self.hybrid, self.model):
+            found = await store.store.turns.find(begin.ref, begin.turn_id)
+            calls[store.name] = found.message_id if found else None
+        body = encode_body(MessageBody(role="tool", content=self.new_text(), tool_call_id="c"))
+        once = self.once("tool-results")
+        steps = [self.append, self.clear, self.delete, self.lose_all, self.turn, *4 * [self.flush]]
+        for _ in range(self.random.choice([1, 2, 2, 3])):
+            for _ in range(self.random.choice([0, 0, 1, 2])):
+                await self.random.choice(steps)()
+            await self.both(self.going_on(begin, finish, body, calls, once))
+
+    def going_on(
+        self,
+        begin: Begin,
+        finish: Finish,
+        body: bytes,
+        calls: dict[str, MessageId | None],
+        once: Once | None,
+    ) -> Callable[[Kept], Awaitable[Any]]:
+        self.calls += 1
+        token, fails = f"results{self.calls}", self.random.random() < 0.3
+        end = msgspec.structs.replace(
+            finish, lease_token=token, once=once, resumed=True, result=token.encode()
+        )
+
+        async def call(kept: Kept) -> Any:
+            resumption = Resumption(
+                calls_id=calls[kept.name], bodies=(body,), fingerprint="r", asked=b"asked"
+            )
+            going = msgspec.structs.replace(
+                begin, body=b"", user_id=None, once=once, lease_token=token, resumes=resumption
+            )
+            return await run(kept, going, end, fails=fails)
+
+        return call
+
     def new_turn(self, once: Once | None) -> tuple[Begin, Finish]:
         self.calls += 1
         ref, name = self.ref, f"turn{self.calls}"
@@ -258,7 +304,12 @@ class Pair:
 
     async def evict(self) -> None:
         """Lose some keys that may be lost: those with a lifetime, but for records of calls."""
-        keys = [key async for key in self.redis.scan_iter("{cm:*") if b":once:" not in key]
+        records = (b":once:", b":turn:")
+        keys = [
+            key
+            async for key in self.redis.scan_iter("{cm:*")
+            if not any(record in key for record in records)
+        ]
         for key in self.random.sample(keys, k=len(keys) // 2):
             if await self.redis.pttl(key) > 0:
                 await self.redis.delete(key)
@@ -292,13 +343,14 @@ async def outcome(call: Callable[[Kept], Awaitable[Any]], kept: Kept) -> Any:
         return type(error)
 
 
-async def run(kept: Kept, begin: Begin, finish: Finish) -> Any:
+async def run(kept: Kept, begin: Begin, finish: Finish, *, fails: bool = False) -> Any:
     begun = await kept.store.turns.begin(begin)
     if isinstance(begun, Replayed):
         return begun.result
     shown = [message.content for message in begun.history.messages]
     pinned = [message.content for message in begun.history.pinned]
-    finished = await kept.store.turns.finish(finish)
+    turns = kept.store.turns
+    finished = await (turns.fail if fails else turns.finish)(finish)
     return shown, pinned, begun.history.document, finished.outcome
 
 

@@ -40,6 +40,7 @@ async def api_client(
     request_seconds: float = 20,
     turn_deadline_seconds: float = 5.0,
     import_seconds: float = 60,
+    unread_seconds: float = 30,
 ) -> AsyncGenerator[Client]:
     recorder, clock = Recorder(), SystemClock()
     chosen = msgspec.structs.replace(
@@ -62,6 +63,7 @@ async def api_client(
                 request_seconds=request_seconds,
                 docs=docs,
                 import_seconds=import_seconds,
+                unread_seconds=unread_seconds,
             ),
             recorder,
         )

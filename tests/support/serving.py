@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from service.api.server import Listener, ServiceServer
+from service.ports import StreamingModel
 from service.settings import Settings
 from tests.support.api import Client, api_client
 from tests.support.scripted_model import ScriptedModel
@@ -59,9 +60,12 @@ class Process(msgspec.Struct):
 
 
 @asynccontextmanager
-async def process(settings: Settings, **options: Any) -> AsyncGenerator[Process]:
+async def process(
+    settings: Settings, *, asks: StreamingModel | None = None, **options: Any
+) -> AsyncGenerator[Process]:
+    """Asks its scripted model, or the one that is given."""
     model = ScriptedModel()
-    async with api_client(model, settings, **options) as client:
+    async with api_client(asks or model, settings, **options) as client:
         transport: Any = client.http._transport
         server = ServiceServer(
             [Listener(app=transport.app, host="127.0.0.1", port=0)],

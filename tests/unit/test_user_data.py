@@ -100,7 +100,7 @@ async def test_a_stream_may_take_longer_than_a_request():
         sent.append(message)
 
     sent: list[Any] = []
-    deadline = Deadline(stream, seconds=0.02, import_seconds=1)
+    deadline = Deadline(stream, seconds=0.02, import_seconds=1, unread_seconds=1)
     await run(deadline, keep)
     assert sent == [0, 1, 2, 3, 4]
 

@@ -157,7 +157,9 @@ class MemoryTurns:
         """
         ref = command.ref
         run, session = self._turns.get((ref, command.turn_id)), self._store.sessions.get(ref)
-        if run is None or session is None or run.expires_milliseconds <= self._store.now:
+        if run is None or session is None or run.ids[0] < session.born_id:
+            raise TurnNotFound
+        if run.expires_milliseconds <= self._store.now:
             raise TurnNotFound
         if call is not None:
             if run is not call:
