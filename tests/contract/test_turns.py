@@ -381,6 +381,17 @@ async def test_a_clear_cancels_a_turn_and_a_deletion_forgets_it(memory):
     assert await found(memory) is None
 
 
+async def test_a_key_of_a_deleted_session_runs_its_turn_again(memory):
+    await memory.store.turns.begin(begin(once=ONCE))
+    await memory.store.turns.finish(finish(once=ONCE))
+    await memory.store.sessions.delete(ref())
+    again = await memory.store.turns.begin(begin(token="t2", once=ONCE))
+    assert isinstance(again, Begun)
+    assert again.turn_id == "turn-t2"
+    await memory.store.turns.finish(finish("anew", token="t2", once=ONCE))
+    assert await contents(memory) == ["hi", "anew"]
+
+
 async def test_who_waits_for_a_session_is_served_in_the_order_of_arrival(memory):
     turns = memory.store.turns
     await turns.begin(begin())

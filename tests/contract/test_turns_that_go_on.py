@@ -268,6 +268,21 @@ async def test_what_was_forgotten_does_not_go_on(memory, forget):
         await memory.store.turns.begin(results(calls_id, "42"))
 
 
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_key_of_a_deleted_session_says_nothing_of_it(memory, ended):
+    calls_id = await called(memory)
+    await memory.store.turns.begin(results(calls_id, "42", once=KEYED))
+    if ended:
+        await memory.store.turns.finish(end("done", token="t2", once=KEYED))
+    await memory.store.sessions.delete(ref())
+    for _ in range(2):
+        with pytest.raises(TurnNotFound):
+            await memory.store.turns.begin(results(None, "42", once=KEYED, token="t3"))
+        await memory.flush()
+        await append(memory, "user", "anew")
+    assert await roles(memory) == ["user", "user"]
+
+
 async def test_results_over_the_budget_are_not_stored(memory):
     calls_id = await called(memory)
     options = ContextOptions(strategy="tokens", max_tokens=100)

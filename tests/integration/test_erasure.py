@@ -25,6 +25,7 @@ from service.ports import Append, Begin, Create, Erased, Finish, Once, PageQuery
 from service.settings import Settings
 from tests.support.polling import eventually
 from tests.support.stores import Recorder, kept, ref, said
+from tests.support.traces import in_postgres, in_redis
 
 ADA = "ada@example.org"
 SECRET = "s3cret-text"
@@ -138,37 +139,6 @@ async def live(memory, stage: str) -> None:
             await store.sessions.delete(ref(name))
     await append(memory, f"{ADA}-cleared-{stage}")
     await store.transcripts.clear(ref(f"{ADA}-cleared-{stage}"))
-
-
-async def in_redis(redis) -> bytes:
-    """All keys and values."""
-    found: list[Any] = []
-    async for key in redis.scan_iter("*"):
-        found.append(key)
-        match await redis.type(key):
-            case b"string":
-                found.append(await redis.get(key))
-            case b"hash":
-                found.append(await redis.hgetall(key))
-            case b"list":
-                found.append(await redis.lrange(key, 0, -1))
-            case b"zset":
-                found.append(await redis.zrange(key, 0, -1))
-            case b"stream":
-                found.append(await redis.xrange(key))
-            case other:
-                raise AssertionError(f"a key of type {other!r}")
-    return repr(found).encode()
-
-
-async def in_postgres(sql) -> bytes:
-    """All rows of all tables, as text; bytes too."""
-    tables = await sql.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    texts = []
-    for (table,) in tables:
-        texts += [row[0] for row in await sql.fetch(f'SELECT t::text FROM "{table}" AS t')]
-    results = await sql.fetch("SELECT result FROM calls")
-    return "\n".join(texts).encode() + b"".join(row[0] for row in results)
 
 
 async def assert_nothing_of(user, redis, sql) -> None:

@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import asyncpg
 import pytest
+from redis.asyncio import Redis
 
+from service.bootstrap.ambient import SystemClock
+from service.bootstrap.flushers import open_flusher
 from service.domain.errors import ModelError
 from service.settings import Settings
 from tests.support.api import api_client, problem
@@ -15,6 +19,7 @@ from tests.support.polling import eventually
 from tests.support.scripted_model import answer_of, calls_of
 from tests.support.serving import Process, process
 from tests.support.stores import Recorder
+from tests.support.traces import in_postgres, in_redis
 
 CHAT = "/v1/sessions/s/chat"
 TOOLS = [
@@ -289,6 +294,39 @@ async def test_a_tool_turn_counts_as_one_turn_with_all_its_tokens(database_url, 
         [item] = answer.json()["items"]
         assert (item["messages"], item["turns"]) == (4, 1)
         assert (item["input_tokens"], item["output_tokens"]) == (15, 5)
+
+
+@pytest.mark.parametrize("store", ["postgres", "redis", "hybrid"])
+async def test_a_deleted_session_leaves_nothing_of_its_tools(database_url, redis_url, store):
+    settings = Settings(store=store, database_url=database_url, redis_url=redis_url)
+    async with process(settings) as here:
+        waiting = await called(here, instructions="planted: be brief", user_id="u")
+        here.model.script.append(ModelError("no"))
+        failed = await here.http.post(path(waiting), json=results(c1="planted: dark"))
+        problem(failed, 502, "model_error")
+        again = await here.http.post(path(waiting), json=results(c1="planted: dark"))
+        assert again.status_code == 200, again.text
+        await called(here, "planted", instructions="planted: be brief", user_id="u")
+        assert b"planted" in await everything(database_url, redis_url)
+        assert (await here.http.delete("/v1/sessions/s")).status_code == 204
+        if store == "hybrid":
+            async with open_flusher(settings, clock=SystemClock(), observer=Recorder()) as (
+                flusher,
+                ownership,
+            ):
+                await ownership.renew()
+                while await flusher.flush_once():
+                    pass
+        assert b"planted" not in await everything(database_url, redis_url)
+
+
+async def everything(database_url: str, redis_url: str) -> bytes:
+    async with Redis.from_url(redis_url, protocol=2) as redis:
+        found = await in_redis(redis)
+    connection = await asyncpg.connect(database_url)
+    found += await in_postgres(connection)
+    await connection.close()
+    return found
 
 
 async def test_tool_calls_and_the_answer_to_their_results_are_streamed(here):

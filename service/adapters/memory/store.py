@@ -163,6 +163,12 @@ class MemoryStore:
         session.lease = None
         session.summary = None
 
+    def cancel_calls(self, ref: SessionRef) -> None:
+        """Records of calls hold no answers any more: a turn that is repeated runs again."""
+        for place, call in self._calls.items():
+            if place[0] == ref and call.turn_id:
+                call.state, call.result, call.answer_id, call.asked = "cancelled", b"", None, b""
+
     def erase(self, ref: SessionRef) -> int:
         """The session and the records of its calls; how many records."""
         self.forget(ref)

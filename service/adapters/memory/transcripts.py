@@ -123,6 +123,7 @@ class MemorySessions:
 
     async def delete(self, ref: SessionRef) -> None:
         self._store.forget(ref)
+        self._store.cancel_calls(ref)
         del self._store.sessions[ref]
 
 

@@ -23,7 +23,7 @@ WHERE session_key = $1 AND tenant = $2 AND turn_id = $3 AND expires_at > clock_t
 
 # From now on the turn goes by another call. What this one was answered stays for its repeats.
 LEAVE_TURN: Final[LiteralString] = """
-UPDATE calls SET turn_id = NULL
+UPDATE calls SET turn_id = NULL, asked = ''
 WHERE session_key = $1 AND tenant = $2 AND turn_id = $3
 """
 

@@ -54,8 +54,10 @@ WITH gone AS (
     DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
 ), emptied AS (
     UPDATE calls
-    SET state = CASE WHEN result <> '' THEN 'failed' ELSE state END, result = '', turn_id = NULL
-    WHERE session_key = $1 AND tenant = $2 AND (result <> '' OR turn_id IS NOT NULL)
+    SET state = CASE WHEN result <> '' THEN 'failed' ELSE state END, result = '', turn_id = NULL,
+        asked = ''
+    WHERE session_key = $1 AND tenant = $2
+      AND (result <> '' OR turn_id IS NOT NULL OR asked <> '')
 )
 UPDATE sessions
 SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0,

@@ -71,9 +71,9 @@ local leased = head.lease and tonumber(head.lease_until) > now
 local ours = leased and head.lease == ARGV[12]
 
 -- The turn is named by its latest call: the one that made the calls, or one with results of before.
-local answers = false
+local answers, latest = false, nil
 if GOES_ON then
-  local latest = redis.call('GET', KEYS[9])
+  latest = redis.call('GET', KEYS[9])
   local run = latest and read(latest) or {}
   if run.turn ~= ARGV[14] or not run.message then return { 'missing' } end
   if not record.fingerprint then
@@ -167,7 +167,10 @@ set('turn', turn)
 redis.call('HSET', KEYS[8], 'fingerprint', ARGV[10], 'state', 'running', 'token', ARGV[12],
   'message', message, 'turn', turn)
 redis.call('HDEL', KEYS[8], 'result', 'answer', 'asked')
-if GOES_ON then redis.call('HSET', KEYS[8], 'asked', ARGV[28]) end
+if GOES_ON then
+  if latest ~= KEYS[8] then redis.call('HDEL', latest, 'asked') end
+  redis.call('HSET', KEYS[8], 'asked', ARGV[28])
+end
 redis.call('PEXPIRE', KEYS[8], ARGV[11])
 if turn == ARGV[14] then
   redis.call('SET', KEYS[9], KEYS[8], 'PX', ARGV[11])

@@ -271,7 +271,7 @@ local function cancel_calls()
   for _, record in ipairs(take_calls()) do
     if redis.call('TYPE', record).ok == 'hash' then
       redis.call('HSET', record, 'state', 'cancelled')
-      redis.call('HDEL', record, 'message', 'result', 'answer')
+      redis.call('HDEL', record, 'message', 'result', 'answer', 'asked')
     end
   end
 end
