@@ -45,6 +45,7 @@ from service.bootstrap.connections import (
     postgres_dependencies,
     postgres_door,
     redis_door,
+    redis_stops,
     session_arguments,
 )
 from service.core.background import Component, Looper
@@ -107,6 +108,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
+    turn_components: tuple[Component, ...] = ()
+    """What has to run beside turns."""
     journal: Journal | None = None
     check: Callable[[], Awaitable[str | None]] = nothing_to_check
     """Raises where the stores contradict the settings; returns a warning or None."""
@@ -216,8 +219,16 @@ def _redis_store(
     replicas = settings.redis_wait_replicas
     durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
-    lease = settings.turn_lease_seconds
-    turns = RedisTurns(door, durable, arguments, once_seconds=once_seconds, lease_seconds=lease)
+    listener = redis_stops(settings, observer)
+    turns = RedisTurns(
+        door,
+        durable,
+        arguments,
+        once_seconds=once_seconds,
+        lease_seconds=settings.turn_lease_seconds,
+        stops=listener.stops,
+        channel=listener.channel,
+    )
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
     waits = None
     if journal and archive:
@@ -234,6 +245,7 @@ def _redis_store(
         erasure=TieredErasure(hot_erasure, None),
         user_sessions=TieredUserSessions(hot_erasure, archive),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
+        turn_components=(listener,),
         journal=journal,
         check=layout.verify,
     )

@@ -12,6 +12,7 @@
 --       18 tokens of the prompt without the session   19 token budget or ''
 --       20 '1' when the session's own budget decides before 19   21 body   22 random bits   23 '1' to wait
 --       24 longest time between two looks of who waits, milliseconds   25 at most so many wait
+--       26 channel on which the turn's process hears that it may be to end
 -- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id}
 --       | {'running', turn id} | {'reused'}
 --       | {'busy', milliseconds left} | {'not_owner'} | {'cold', state} | {'full'} | {'too_many'}
@@ -107,6 +108,7 @@ end
 forget_pieces()
 redis.call('HDEL', KEYS[10], ARGV[12])
 set('lease', ARGV[12])
+set('listener', ARGV[26])
 set('lease_until', now + tonumber(ARGV[13]))
 local turn = taken_up and record.turn or ARGV[14]
 set('turn', turn)
