@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
+import os
 import re
+import signal
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -108,9 +111,9 @@ async def forget(elsewhere: Process, path: str) -> None:
 
 WAYS = {
     "cancel": cancel,
-    "clear": lambda elsewhere: forget(elsewhere, "/v1/sessions/s/messages"),
-    "delete": lambda elsewhere: forget(elsewhere, "/v1/sessions/s"),
-    "erase": lambda elsewhere: forget(elsewhere, "/v1/users/ada"),
+    "clear": functools.partial(forget, path="/v1/sessions/s/messages"),
+    "delete": functools.partial(forget, path="/v1/sessions/s"),
+    "erase": functools.partial(forget, path="/v1/users/ada"),
 }
 
 
@@ -217,23 +220,58 @@ async def test_stops_are_heard_again_after_a_restart_of_redis(tmp_path, database
     await server.stop()
 
 
-async def test_without_a_right_to_channels_turns_end_all_the_same(hybrid_settings, redis):
+async def test_a_subscription_whose_server_says_nothing_is_taken_for_lost(
+    tmp_path, database_url, monkeypatch
+):
+    """As with a connection that was cut: no end of it is ever told."""
+    monkeypatch.setattr("service.adapters.redis.stops.QUIET_SECONDS", 0.3)
+    server = EmbeddedValkey(tmp_path)
+    await server.start()
+    settings = Settings(store="hybrid", redis_url=server.url, database_url=database_url)
+    async with process(settings) as one:
+        await one.until_listening()
+        before = await pings(server.url)
+
+        async def asked_twice() -> bool:
+            return await pings(server.url) >= before + 2
+
+        # It answers: that is no loss.
+        await eventually(asked_twice, within_seconds=10)
+        assert one.client.recorder.of(ComponentFailed) == []
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        await eventually(lambda: not one.stops.listening, within_seconds=5)
+        os.kill(server.pid, signal.SIGCONT)
+        await one.until_listening()
+    await server.stop()
+
+
+async def pings(url: str) -> int:
+    async with Redis.from_url(url, protocol=2) as client:
+        stats = await client.info("commandstats")
+        return stats.get("cmdstat_ping", {}).get("calls", 0)
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_without_a_right_to_channels_turns_end_all_the_same(hybrid_settings, redis, granted):
     """An ACL of before this version grants none: stops are looked for then, and nothing fails."""
-    await redis.execute_command(
-        "ACL", "SETUSER", "keysonly", "on", ">pw", "~*", "+@all", "resetchannels"
-    )
-    url = hybrid_settings.redis_url.replace("redis://", "redis://keysonly:pw@")
+    channels = "&cm:stops:*" if granted else "resetchannels"
+    user = ("ACL", "SETUSER", "limited", "reset", "on", ">pw", "~{cm*", "+@all")
+    await redis.execute_command(*user, channels)
+    url = hybrid_settings.redis_url.replace("redis://", "redis://limited:pw@")
     limited = msgspec.structs.replace(hybrid_settings, redis_url=url, archive_wait_seconds=0.5)
     try:
         async with process(limited) as one, process(limited) as other:
+            if granted:
+                await one.until_listening()
             for stop in WAYS.values():
                 call = await asked(one)
                 await ends_in_time(one, call, stop(other))
-            assert not one.stops.listening
+            assert one.stops.listening == granted
             noted = [what.reason for what in one.client.recorder.of(ComponentFailed)]
-            assert noted == ["NoPermissionError"]
+            assert noted == ([] if granted else ["NoPermissionError"])
     finally:
-        await redis.execute_command("ACL", "DELUSER", "keysonly")
+        await redis.execute_command("ACL", "DELUSER", "limited")
 
 
 async def test_each_process_hears_of_its_own_turns_alone(hybrid_settings, redis):
