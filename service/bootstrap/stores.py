@@ -37,7 +37,9 @@ from service.adapters.redis.journal import RedisJournal
 from service.adapters.redis.keys import Keys
 from service.adapters.redis.pieces import RedisPieces
 from service.adapters.redis.profiles import RedisProfileCopies, RedisProfiles
+from service.adapters.redis.replies import SessionArguments
 from service.adapters.redis.sessions import RedisSessions
+from service.adapters.redis.stops import RedisStops
 from service.adapters.redis.transcripts import RedisTranscripts
 from service.adapters.redis.turns import RedisTurns
 from service.bootstrap.connections import (
@@ -220,15 +222,7 @@ def _redis_store(
     durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
     listener = redis_stops(settings, observer)
-    turns = RedisTurns(
-        door,
-        durable,
-        arguments,
-        once_seconds=once_seconds,
-        lease_seconds=settings.turn_lease_seconds,
-        stops=listener.stops,
-        channel=listener.channel,
-    )
+    turns = _redis_turns(settings, door, durable, arguments, listener)
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
     waits = None
     if journal and archive:
@@ -260,6 +254,23 @@ def _redis_store(
         profiles=_archived_profiles(settings, door, arguments.keys, postgres),
         erasure=TieredErasure(hot_erasure, erasable),
         imports=TieredImports(RedisHealing(door, arguments), imports, waits),
+    )
+
+
+def _redis_turns(
+    settings: Settings,
+    door: RedisDoor,
+    durable: DurableRuns,
+    arguments: SessionArguments,
+    listener: RedisStops,
+) -> RedisTurns:
+    return RedisTurns(
+        door,
+        durable,
+        arguments,
+        listener,
+        once_seconds=settings.idempotency_ttl_seconds,
+        lease_seconds=settings.turn_lease_seconds,
     )
 
 

@@ -15,8 +15,9 @@ from service.ports import Observer
 
 QUIET_SECONDS: Final = 5.0
 """Without a message for so long, the server is asked whether it is still there."""
-PAUSE_SECONDS: Final = 0.2
-"""Between a lost subscription and the next one."""
+PAUSE_SECONDS_MIN: Final = 0.2
+PAUSE_SECONDS_MAX: Final = 5.0
+"""Between a lost subscription and the next one; twice as long after each that was refused."""
 
 
 class RedisStops:
@@ -46,19 +47,20 @@ class RedisStops:
         await self._pool.aclose()
 
     async def _listen_on(self) -> None:
-        noted = False
+        pause = 0.0
         while True:
             try:
                 await self._listen()
             except Exception as error:  # noqa: BLE001  # It listens again, whatever it meets.
-                # Once per loss: an outage is many of them.
-                if self.stops.listening or not noted:
+                if self.stops.listening:
+                    pause = 0.0
+                    self.stops.listen(listening=False)
+                # Once per loss: an outage is many failures.
+                if not pause:
                     reason = type(error).__name__
                     self._observer.observe(ComponentFailed(component="turn-stops", reason=reason))
-                    noted = True
-            if self.stops.listening:
-                self.stops.listen(listening=False)
-            await asyncio.sleep(PAUSE_SECONDS)
+            pause = min(max(2 * pause, PAUSE_SECONDS_MIN), PAUSE_SECONDS_MAX)
+            await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
         """Until the connection is lost, which is raised."""

@@ -6,6 +6,7 @@ from typing import Any, Final
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.replies import SessionArguments, need_word
+from service.adapters.redis.stops import RedisStops
 from service.core.stops import TurnStops
 from service.domain.context import ContextOptions, plan
 from service.domain.errors import ContextTooLarge, RequestRunning, SessionBusy
@@ -43,24 +44,21 @@ class RedisTurns:
         door: RedisDoor,
         durable: DurableRuns,
         arguments: SessionArguments,
+        listener: RedisStops,
         *,
         once_seconds: int,
         lease_seconds: float,
-        stops: TurnStops,
-        channel: str,
     ) -> None:
-        """``channel``: where this process hears of stops."""
         self._door = door
         self._durable = durable
         self._arguments = arguments
         self._once_seconds = once_seconds
         self._lease_milliseconds = round(lease_seconds * 1000)
-        self._stops = stops
-        self._channel = channel
+        self._listener = listener
 
     @property
     def stops(self) -> TurnStops:
-        return self._stops
+        return self._listener.stops
 
     async def begin(self, command: Begin, *, incomplete_ok: bool) -> HotBegun | Replayed | Cold:
         once = command.once
@@ -82,7 +80,7 @@ class RedisTurns:
             int(command.waits),
             WAIT_LOOK_MILLISECONDS,
             WAITERS_MAX,
-            self._channel,
+            self._listener.channel,
         ]
         names = self._arguments.keys
         places = (names.turn(command.ref, command.turn_id), names.waiting(command.ref))
