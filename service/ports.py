@@ -6,8 +6,8 @@ Every implementation raises HotUnavailable or ArchiveUnavailable where it cannot
 never an empty history. Every call is bounded in time by its adapter.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import date
 from typing import Final, Literal, Protocol
 
@@ -417,8 +417,34 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What it goes on with, or went on with; empty where it never made calls, or is not wanted."""
 
 
+class Stops(Protocol):
+    """Tells the turns of this process when to look whether they are to end: by ``Turns.renew``.
+
+    A turn that is told may have to end, or not; what is told may be lost with a connection. So the
+    word is that of the renewal, and a turn that is told nothing renews its lease all the same.
+    """
+
+    @property
+    def listening(self) -> bool:
+        """Whether a turn is told as soon as it may be to end, whichever process wants that.
+
+        Where not, only looking often tells.
+        """
+        ...
+
+    def told(self, lease_token: str, look: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``look`` whenever that turn is to look, and when ``listening`` changes.
+
+        At once where it was asked to end since its begin.
+        """
+        ...
+
+
 class Turns(Protocol):
     """One turn at a time per session, held by a lease that a dead process loses."""
+
+    @property
+    def stops(self) -> Stops: ...
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         """Take the session and store the user's message, in one step.
@@ -756,6 +782,9 @@ class HotBegun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HotTurns(Protocol):
+    @property
+    def stops(self) -> Stops: ...
+
     async def begin(self, command: Begin, *, incomplete_ok: bool) -> HotBegun | Replayed | Cold:
         """Cold also when the hot list does not hold what the prompt needs.
 

@@ -12,6 +12,7 @@ from service.adapters.redis.client import HotLimits, RedisDoor
 from service.adapters.redis.keys import Keys
 from service.adapters.redis.layout import RedisLayout
 from service.adapters.redis.replies import SessionArguments, SessionLimits
+from service.adapters.redis.stops import RedisStops
 from service.core.readiness import Dependency
 from service.ports import Observer
 from service.settings import Settings
@@ -38,19 +39,15 @@ def session_arguments(settings: Settings, *, archived: bool) -> SessionArguments
 def redis_door(
     settings: Settings, stack: AsyncExitStack, *, archived: bool
 ) -> tuple[RedisDoor, RedisLayout]:
-    door = RedisDoor(
-        settings.redis_url or "",
-        HotLimits(
-            connections=settings.redis_pool_size,
-            call_seconds=settings.redis_timeout_seconds,
-            connect_seconds=settings.redis_connect_timeout_seconds,
-            fsync_seconds=settings.redis_fsync_timeout_seconds,
-        ),
-    )
+    door = RedisDoor(settings.redis_url or "", _hot_limits(settings))
     stack.push_async_callback(door.close)
     layout = RedisLayout(door, shards=settings.journal_shards, archived=archived)
     door.trust_after(layout.verify)
     return door, layout
+
+
+def redis_stops(settings: Settings, observer: Observer) -> RedisStops:
+    return RedisStops(settings.redis_url or "", _hot_limits(settings), observer)
 
 
 def postgres_door(
@@ -93,6 +90,15 @@ def import_door(settings: Settings, stack: AsyncExitStack, observer: Observer) -
     )
     stack.push_async_callback(door.close)
     return door
+
+
+def _hot_limits(settings: Settings) -> HotLimits:
+    return HotLimits(
+        connections=settings.redis_pool_size,
+        call_seconds=settings.redis_timeout_seconds,
+        connect_seconds=settings.redis_connect_timeout_seconds,
+        fsync_seconds=settings.redis_fsync_timeout_seconds,
+    )
 
 
 def postgres_dependencies(door: PostgresDoor, *, required: bool) -> tuple[Dependency, ...]:

@@ -1,8 +1,8 @@
 """The processes: API, flusher, migrations, and everything at once for development."""
 
 import sys
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,7 +22,7 @@ from service.bootstrap.connections import migrations_directory
 from service.bootstrap.flushers import open_flusher, open_word_index
 from service.bootstrap.stores import Store, open_store
 from service.bootstrap.use_cases import open_use_cases
-from service.core.background import Component, LoopLag
+from service.core.background import Component, LoopLag, running
 from service.core.flushing import BacklogWatch
 from service.core.readiness import Readiness
 from service.dev.stack import DevStack
@@ -56,7 +56,7 @@ async def serve(
         components: list[Component] = [*store.components, _loop_lag(clock, observer)]
         if with_flusher and store.journal is not None:
             components += await _flusher_components(stack, settings, store, clock, observer)
-        await stack.enter_async_context(_running(components))
+        await stack.enter_async_context(running(components))
         use_cases = await stack.enter_async_context(
             open_use_cases(settings, store, clock, observer)
         )
@@ -90,7 +90,7 @@ async def flush(settings: Settings) -> None:
         )
         await _check(store)
         components = await _flusher_components(stack, settings, store, clock, observer)
-        await stack.enter_async_context(_running([*components, _loop_lag(clock, observer)]))
+        await stack.enter_async_context(running([*components, _loop_lag(clock, observer)]))
         readiness = Readiness(store.dependencies)
         await _serve(settings, [], readiness, store, metrics, observer, lambda: None)
     log.info("stopped")
@@ -172,16 +172,6 @@ async def _flusher_components(
     )
     word_index = await stack.enter_async_context(open_word_index(settings, observer))
     return [flusher, watch, word_index]
-
-
-@asynccontextmanager
-async def _running(components: list[Component]) -> AsyncGenerator[None]:
-    """Start in order, stop in the opposite one, whatever happens in between."""
-    async with AsyncExitStack() as stack:
-        for component in components:
-            stack.push_async_callback(component.stop)
-            await component.start()
-        yield
 
 
 async def _serve(

@@ -37,7 +37,9 @@ from service.adapters.redis.journal import RedisJournal
 from service.adapters.redis.keys import Keys
 from service.adapters.redis.pieces import RedisPieces
 from service.adapters.redis.profiles import RedisProfileCopies, RedisProfiles
+from service.adapters.redis.replies import SessionArguments
 from service.adapters.redis.sessions import RedisSessions
+from service.adapters.redis.stops import RedisStops
 from service.adapters.redis.transcripts import RedisTranscripts
 from service.adapters.redis.turns import RedisTurns
 from service.bootstrap.connections import (
@@ -45,6 +47,7 @@ from service.bootstrap.connections import (
     postgres_dependencies,
     postgres_door,
     redis_door,
+    redis_stops,
     session_arguments,
 )
 from service.core.background import Component, Looper
@@ -107,6 +110,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     dependencies: tuple[Dependency, ...] = ()
     components: tuple[Component, ...] = ()
     """What has to run beside it, in every process that has it open."""
+    turn_components: tuple[Component, ...] = ()
+    """What has to run beside turns."""
     journal: Journal | None = None
     check: Callable[[], Awaitable[str | None]] = nothing_to_check
     """Raises where the stores contradict the settings; returns a warning or None."""
@@ -216,8 +221,8 @@ def _redis_store(
     replicas = settings.redis_wait_replicas
     durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
-    lease = settings.turn_lease_seconds
-    turns = RedisTurns(door, durable, arguments, once_seconds=once_seconds, lease_seconds=lease)
+    listener = redis_stops(settings, observer)
+    turns = _redis_turns(settings, door, durable, arguments, listener)
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
     waits = None
     if journal and archive:
@@ -234,6 +239,7 @@ def _redis_store(
         erasure=TieredErasure(hot_erasure, None),
         user_sessions=TieredUserSessions(hot_erasure, archive),
         dependencies=(Dependency(probe=RedisProbe(door, layout), required=True, mode="hot-down"),),
+        turn_components=(listener,),
         journal=journal,
         check=layout.verify,
     )
@@ -248,6 +254,23 @@ def _redis_store(
         profiles=_archived_profiles(settings, door, arguments.keys, postgres),
         erasure=TieredErasure(hot_erasure, erasable),
         imports=TieredImports(RedisHealing(door, arguments), imports, waits),
+    )
+
+
+def _redis_turns(
+    settings: Settings,
+    door: RedisDoor,
+    durable: DurableRuns,
+    arguments: SessionArguments,
+    listener: RedisStops,
+) -> RedisTurns:
+    return RedisTurns(
+        door,
+        durable,
+        arguments,
+        listener,
+        once_seconds=settings.idempotency_ttl_seconds,
+        lease_seconds=settings.turn_lease_seconds,
     )
 
 

@@ -8,6 +8,7 @@ from service.adapters.openai.model import ModelSettings, NoModel, OpenAIModel
 from service.adapters.tokens.vocabularies import Vocabularies
 from service.api.use_cases import UseCases
 from service.bootstrap.stores import Store
+from service.core.background import running
 from service.core.chat import Chat, ChatSettings
 from service.core.counting import Counting
 from service.core.erasing import Erasing
@@ -70,14 +71,13 @@ async def running_use_cases(
         observer=observer,
     )
     await tokenizers.of(settings.openai_model)
-    await summarizer.start()
-    use_cases = _wired(settings, store, model, tokenizers, summarizer, clock, observer)
-    try:
-        yield use_cases
-    finally:
-        grace = settings.shutdown_grace_seconds * DETACHED_SHARE
-        await use_cases.chat.stop(within_seconds=grace)
-        await summarizer.stop()
+    async with running([summarizer, *store.turn_components]):
+        use_cases = _wired(settings, store, model, tokenizers, summarizer, clock, observer)
+        try:
+            yield use_cases
+        finally:
+            grace = settings.shutdown_grace_seconds * DETACHED_SHARE
+            await use_cases.chat.stop(within_seconds=grace)
 
 
 def _wired(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from service.domain.observations import ComponentFailed, LoopLagSeen
@@ -20,6 +20,16 @@ class Component(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+
+@contextlib.asynccontextmanager
+async def running(components: Sequence[Component]) -> AsyncGenerator[None]:
+    """Start in order, stop in the opposite one, whatever happens in between."""
+    async with contextlib.AsyncExitStack() as stack:
+        for component in components:
+            stack.push_async_callback(component.stop)
+            await component.start()
+        yield
 
 
 def owned_task(work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:

@@ -19,7 +19,7 @@ from service.ports import Clock, Pieces, StreamingModel, Turns
 PUBLISH_SECONDS: Final = 0.05
 """Between two writes of what was said meanwhile, for readers elsewhere: some tens a second."""
 WATCH_SECONDS: Final = 0.5
-"""Between two looks at whether somebody asks the turn to end; its lease is renewed with them."""
+"""Between two looks at whether somebody asks the turn to end, where nobody tells it to look."""
 RENEWALS_PER_LEASE: Final = 3
 
 
@@ -59,7 +59,8 @@ class Generation:
         self._streams = streams
         self._model_seconds = 0.0
         self._moved = asyncio.Event()
-        self._asked_to_end = asyncio.Event()
+        self._looks = asyncio.Event()
+        self._asked_to_end = False
         self.end: Turn | None = None
         self.trouble: BaseException | None = None
         """What ended it, or kept its end from being stored."""
@@ -99,7 +100,8 @@ class Generation:
 
     def cancel(self) -> None:
         """Ask it to end; what was said is kept."""
-        self._asked_to_end.set()
+        self._asked_to_end = True
+        self._looks.set()
 
     async def follow(self, wanted: Place) -> AsyncGenerator[Told]:
         """What is said after a place, as it comes, until the turn's end."""
@@ -194,18 +196,30 @@ class Generation:
 
         A failed renewal is tried again. Whether the session was cleared or taken, its end tells.
         """
-        turns = self._owner.turns
-        pause = min(WATCH_SECONDS, self._owner.lease_seconds / RENEWALS_PER_LEASE)
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._asked_to_end.wait()
-            if self._asked_to_end.is_set():
-                return
-            with contextlib.suppress(ChatMemoryError):
-                state = await turns.renew(self.running.request.ref, self.running.lease_token)
-                if state != "held":
+        turns, token = self._owner.turns, self.running.lease_token
+        with turns.stops.told(token, self._looks.set):
+            renewed = True
+            while True:
+                await self._until_look(renewed=renewed)
+                if self._asked_to_end:
                     return
+                try:
+                    renewed = await turns.renew(self.running.request.ref, token) == "held"
+                except ChatMemoryError:
+                    renewed = False
+                else:
+                    if not renewed:
+                        return
+
+    async def _until_look(self, *, renewed: bool) -> None:
+        """Until it is told to look, or it is time to renew the lease, or to try that again."""
+        pause = self._owner.lease_seconds / RENEWALS_PER_LEASE
+        if not (renewed and self._owner.turns.stops.listening):
+            pause = min(WATCH_SECONDS, pause)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._looks.wait()
+        self._looks.clear()
 
     async def _publish(self) -> None:
         """Tell readers elsewhere what was said since the last time, in one write.
@@ -227,7 +241,7 @@ class Generation:
                     request.ref, self.running.turn_id, self.running.lease_token, start, piece
                 )
                 if state != "held":
-                    self._asked_to_end.set()
+                    self.cancel()
                 seen, start = seen + len(fresh), start.after(piece)
 
     async def _answered(self, asking: asyncio.Task[Answer]) -> Turn:

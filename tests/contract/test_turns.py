@@ -1,11 +1,14 @@
 """Turns: what every store promises of their begin and their end."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
+from service.core.background import running
 from service.domain.context import ContextOptions
 from service.domain.errors import (
     IdempotencyKeyReused,
@@ -334,6 +337,61 @@ async def test_a_turn_that_is_asked_to_end_is_told_at_its_next_renewal(memory):
     # The next turn is another one.
     await memory.store.turns.begin(begin(token="t2"))
     assert await memory.store.turns.renew(ref(), "t2") == "held"
+
+
+@asynccontextmanager
+async def followed(memory: Kept, token: str) -> AsyncGenerator[asyncio.Event]:
+    """A turn that has begun, and whether it was told to look."""
+    stops, look = memory.store.turns.stops, asyncio.Event()
+    async with running(memory.store.turn_components):
+        if memory.name != "postgres":
+            await eventually(lambda: stops.listening, within_seconds=5)
+        await memory.store.turns.begin(begin(token=token))
+        with stops.told(token, look.set):
+            yield look
+
+
+async def stopped(memory: Kept, how: str) -> None:
+    match how:
+        case "cancel":
+            assert (await found(memory, cancel=True)).state == "running"
+        case "clear":
+            await memory.store.transcripts.clear(ref())
+        case _:
+            await memory.store.sessions.delete(ref())
+
+
+@pytest.mark.parametrize("how", ["cancel", "clear", "delete"])
+async def test_a_turn_that_is_to_end_is_told_to_look(memory, how):
+    stops, others = memory.store.turns.stops, asyncio.Event()
+    async with followed(memory, "t1") as look:
+        with stops.told("t2", others.set):
+            assert not look.is_set()
+            await stopped(memory, how)
+            # PostgreSQL tells nobody, and says so: there a turn looks often.
+            assert stops.listening == (memory.name != "postgres")
+            if stops.listening:
+                await asyncio.wait_for(look.wait(), 5)
+            assert await memory.store.turns.renew(ref(), "t1") != "held"
+            assert not others.is_set()
+
+
+async def test_a_stop_that_came_before_its_turn_was_followed_is_told(memory):
+    async with followed(memory, "t1") as look:
+        if not memory.store.turns.stops.listening:
+            return
+        await memory.store.turns.finish(finish())
+        begun = await memory.store.turns.begin(begin(token="t2"))
+        assert isinstance(begun, Begun)
+        with memory.store.turns.stops.told("t2", look.set):
+            assert not look.is_set()
+        await memory.store.transcripts.clear(ref())
+
+        async def told() -> bool:
+            with memory.store.turns.stops.told("t2", look.set):
+                return look.is_set()
+
+        await eventually(told, within_seconds=5)
 
 
 async def test_a_failed_turn_is_found_with_its_end_and_keeps_its_id(memory):

@@ -68,6 +68,8 @@ async def test_every_script_keeps_to_one_slot(hybrid):
         )
         await store.turns.begin(begin)
         assert await store.turns.renew(at, name) == "held"
+        assert await store.turns.find(at, begin.turn_id, cancel=True) is not None
+        assert await store.turns.renew(at, name) == "cancelled"
         finish = Finish(
             ref=at,
             turn_id=begin.turn_id,

@@ -29,7 +29,6 @@ def settings(request: pytest.FixtureRequest) -> Settings:
         store=request.param,
         database_url=request.getfixturevalue("database_url") if of_postgres else None,
         redis_url=request.getfixturevalue("redis_url") if of_redis else None,
-        turn_lease_seconds=1.0,
     )
 
 
@@ -40,15 +39,16 @@ async def here(settings: Settings) -> AsyncGenerator[Process]:
 
 
 @pytest.fixture(params=["postgres", "redis", "hybrid"])
-async def two(
-    request: pytest.FixtureRequest, database_url: str, redis_url: str
-) -> AsyncGenerator[tuple[Process, Process]]:
-    shared = Settings(
+def shared(request: pytest.FixtureRequest, database_url: str, redis_url: str) -> Settings:
+    return Settings(
         store=request.param,
         database_url=None if request.param == "redis" else database_url,
         redis_url=None if request.param == "postgres" else redis_url,
-        turn_lease_seconds=1.0,
     )
+
+
+@pytest.fixture
+async def two(shared: Settings) -> AsyncGenerator[tuple[Process, Process]]:
     async with process(shared) as one, process(shared) as other:
         yield one, other
 
@@ -328,8 +328,17 @@ async def test_an_answer_outlives_an_outage_of_its_store(redis_url, database_url
         assert [role for role, _, _ in await here.messages()] == ["user", "assistant"] * 2
 
 
-async def test_a_reader_of_a_turn_that_lost_its_session_is_told_so(two, monkeypatch):
-    one, other = two
+@pytest.fixture
+async def two_with_short_leases(shared: Settings) -> AsyncGenerator[tuple[Process, Process]]:
+    short = msgspec.structs.replace(shared, turn_lease_seconds=2.0)
+    async with process(short) as one, process(short) as other:
+        yield one, other
+
+
+async def test_a_reader_of_a_turn_that_lost_its_session_is_told_so(
+    two_with_short_leases, monkeypatch
+):
+    one, other = two_with_short_leases
     headers = {"Idempotency-Key": "k"}
     one.model.word_gate = asyncio.Semaphore(1)
 
@@ -441,7 +450,7 @@ async def test_what_was_cleared_away_is_not_shown_by_its_turn(here):
 
 
 async def test_an_erasure_leaves_no_piece_of_an_answer(redis_url, monkeypatch):
-    settings = Settings(store="redis", redis_url=redis_url, turn_lease_seconds=1.0)
+    settings = Settings(store="redis", redis_url=redis_url, turn_lease_seconds=2.0)
     async with process(settings) as here, Redis.from_url(redis_url, protocol=2) as redis:
 
         async def pieces() -> list[Any]:

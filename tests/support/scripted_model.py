@@ -16,6 +16,10 @@ class ScriptedModel:
         self.script: list[Exception | Answer] = []
         self.gate: asyncio.Event | None = None
         self.asked = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Whoever asked does so no more: it has its answer or has gone."""
+        self.seconds = 0.0
+        """How long it thinks."""
         self.word_gate: asyncio.Semaphore | None = None
         self.breaks_after: int | None = None
         self.told = 0
@@ -23,8 +27,12 @@ class ScriptedModel:
     async def answer(self, prompt: Prompt, *, deadline_seconds: float) -> Answer:
         self.prompts.append(prompt)
         self.asked.set()
-        if self.gate is not None:
-            await self.gate.wait()
+        try:
+            await asyncio.sleep(self.seconds)
+            if self.gate is not None:
+                await self.gate.wait()
+        finally:
+            self.ended.set()
         said = self.script.pop(0) if self.script else answer_of(prompt.messages[-1]["content"])
         if isinstance(said, Exception):
             raise said

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from service.core.stops import TurnStops
 from service.domain.errors import (
     DurabilityUnavailable,
     IdempotencyKeyReused,
@@ -67,6 +68,7 @@ class MemoryStore:
         self._lease_milliseconds = round(lease_seconds * 1000)
         self.sessions: dict[SessionRef, HeldSession] = {}
         self.counts: dict[Place, Counted] = {}
+        self.stops = TurnStops(listening=True)
         self._last_ids: dict[SessionRef, MessageId] = {}
         self._calls: dict[tuple[SessionRef, str, str], Call] = {}
 
@@ -160,6 +162,8 @@ class MemoryStore:
         session = self.existing(ref)
         session.cleared_through = session.active_id = self.new_id(ref)
         session.messages = []
+        if session.lease is not None:
+            self.stops.tell(session.lease.token)
         session.lease = None
         session.summary = None
 

@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from service.adapters.memory.store import Call, HeldSession, MemoryStore, check_durability
+from service.core.stops import TurnStops
 from service.domain.errors import RequestRunning, SessionBusy, TurnNotFound, TurnNotWaiting
 from service.domain.ids import MessageId, TurnId
 from service.domain.messages import PINNED_ROLES
@@ -38,6 +39,10 @@ class MemoryTurns:
         self._store = store
         self._unkeyed: dict[str, Call] = {}
         self._turns: OrderedDict[tuple[SessionRef, str], Call] = OrderedDict()
+
+    @property
+    def stops(self) -> TurnStops:
+        return self._store.stops
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         store, ref = self._store, command.ref
@@ -116,11 +121,14 @@ class MemoryTurns:
             return "cancelled"
         lease = session.lease
         if lease and lease.token == call.token and lease.until_milliseconds > self._store.now:
-            lease.cancelled = lease.cancelled or cancel
+            if cancel:
+                lease.cancelled = True
+                self._store.stops.tell(lease.token)
             return "running"
         # Told once, it stays so: its owner has no lease to end it with.
         call.state = "interrupted"
         if lease and lease.token == call.token:
+            self._store.stops.tell(lease.token)
             session.lease = None
         return "interrupted"
 

@@ -33,6 +33,7 @@ from service.adapters.postgres.turn_leases import (
 from service.adapters.postgres.turn_records import find_turn
 from service.adapters.postgres.turn_waits import WAIT_NO_MORE, others_come_first, wait_on
 from service.adapters.postgres.vectors import Worded, worded
+from service.core.stops import TurnStops
 from service.domain.errors import SessionBusy
 from service.domain.ids import MessageId, TurnId
 from service.domain.sessions import SessionRef, decode_document
@@ -79,6 +80,13 @@ class PostgresTurns:
         self._clock = clock
         self._once_seconds = once_seconds
         self._lease_seconds = lease_seconds
+        self._stops = TurnStops(listening=False)
+
+    @property
+    def stops(self) -> TurnStops:
+        # Nobody tells: LISTEN holds a connection of each process, which poolers in transaction
+        # mode do not keep, and commits that NOTIFY wait for one another.
+        return self._stops
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         resumes = command.resumes

@@ -56,21 +56,8 @@ class RedisDoor:
 
     def __init__(self, url: str, limits: HotLimits) -> None:
         self._limits = limits
-        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # untyped options
-            url,
-            protocol=2,
-            max_connections=limits.connections,
-            timeout=limits.call_seconds,
-            # ``bounded`` bounds every call. With a time-out of its own the library sends through
-            # asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
-            socket_timeout=None,
-            socket_connect_timeout=limits.connect_seconds,
-            # The library's own retries would repeat within a MULTI; ours repeat whole calls.
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-        )
-        # From here on the client owns the pool and closes it.
-        self._redis: Redis = Redis.from_pool(pool)
+        # The client owns the pool and closes it.
+        self._redis: Redis = Redis.from_pool(pool_of(url, limits, connections=limits.connections))
         # Replies as they come: the callers here know their shapes.
         self._redis.response_callbacks.clear()
         self._check: Callable[[], Awaitable[object]] | None = None
@@ -166,6 +153,23 @@ class RedisDoor:
 
     async def _command(self, *words: Value) -> Any:
         return await self._redis.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped
+
+
+def pool_of(url: str, limits: HotLimits, *, connections: int) -> BlockingConnectionPool:
+    """Connections without time-outs but that of their making: their users bound each call."""
+    return BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # untyped options
+        url,
+        protocol=2,
+        max_connections=connections,
+        timeout=limits.call_seconds,
+        # With a time-out of its own the library sends through asyncio.wait_for, which before
+        # Python 3.12 may swallow a cancellation.
+        socket_timeout=None,
+        socket_connect_timeout=limits.connect_seconds,
+        # The library's own retries would repeat within a MULTI; ours repeat whole calls.
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
 
 
 def _reason(error: RedisError) -> str:

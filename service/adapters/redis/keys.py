@@ -9,6 +9,8 @@ from service.domain.sessions import SessionRef
 
 FLUSHERS_KEY: Final = "{cm}:flushers"
 LAYOUT_KEY: Final = "{cm}:layout"
+STOPS_CHANNELS: Final = "cm:stops:"
+"""What the channels begin with on which processes hear of stops; what follows is random."""
 
 
 class SessionKeys(msgspec.Struct, frozen=True):

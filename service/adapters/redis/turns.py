@@ -6,6 +6,8 @@ from typing import Any, Final
 from service.adapters.redis.client import RedisDoor, Script
 from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.replies import SessionArguments, need_word
+from service.adapters.redis.stops import RedisStops
+from service.core.stops import TurnStops
 from service.domain.context import ContextOptions, plan
 from service.domain.errors import (
     ContextTooLarge,
@@ -49,6 +51,7 @@ class RedisTurns:
         door: RedisDoor,
         durable: DurableRuns,
         arguments: SessionArguments,
+        listener: RedisStops,
         *,
         once_seconds: int,
         lease_seconds: float,
@@ -58,6 +61,11 @@ class RedisTurns:
         self._arguments = arguments
         self._once_seconds = once_seconds
         self._lease_milliseconds = round(lease_seconds * 1000)
+        self._listener = listener
+
+    @property
+    def stops(self) -> TurnStops:
+        return self._listener.stops
 
     async def begin(self, command: Begin, *, incomplete_ok: bool) -> HotBegun | Replayed | Cold:
         once = command.once
@@ -79,6 +87,7 @@ class RedisTurns:
             int(command.waits),
             WAIT_LOOK_MILLISECONDS,
             WAITERS_MAX,
+            self._listener.channel,
             *_resumption_words(command.resumes),
         ]
         names = self._arguments.keys

@@ -22,6 +22,7 @@ from service.ports import (
     HotTurns,
     LeaseState,
     Replayed,
+    Stops,
     TurnRecord,
     Wanted,
     needed,
@@ -38,6 +39,10 @@ class TieredTurns:
         self._hot = hot
         self._warming = warming
         self._waits = waits
+
+    @property
+    def stops(self) -> Stops:
+        return self._hot.stops
 
     async def begin(self, command: Begin) -> Begun | Replayed:
         check_archived(command.durability, self._waits)

@@ -13,8 +13,9 @@
 --       18 tokens of the prompt without the session   19 token budget or ''
 --       20 '1' when the session's own budget decides before 19   21 body   22 random bits   23 '1' to wait
 --       24 longest time between two looks of who waits, milliseconds   25 at most so many wait
---       26 '1' where the turn goes on: 14 is its id then   27 message with the calls that are
---       answered, '' for none   28 what it goes on with   29... bodies of the results and random
+--       26 channel on which the turn's process hears that it may be to end
+--       27 '1' where the turn goes on: 14 is its id then   28 message with the calls that are
+--       answered, '' for none   29 what it goes on with   30... bodies of the results and random
 --       bits alternate
 -- Reply {'begun', user message id, state, turn id} | {'replayed', result, answer id}
 --       | {'running', turn id} | {'reused'}
@@ -25,7 +26,7 @@
 -- answered once, and only while nothing but system and developer messages was said since; results
 -- of a failed or interrupted run are taken up again as well, without being said twice.
 local now = milliseconds()
-local GOES_ON = ARGV[26] == '1'
+local GOES_ON = ARGV[27] == '1'
 
 local function read(key)
   local names = { 'fingerprint', 'state', 'token', 'message', 'result', 'answer', 'turn', 'place' }
@@ -77,7 +78,7 @@ if GOES_ON then
   local run = latest and read(latest) or {}
   if run.turn ~= ARGV[14] or not run.message then return { 'missing' } end
   if not record.fingerprint then
-    answers = run.state == 'done' and ARGV[27] ~= '' and run.answer == ARGV[27]
+    answers = run.state == 'done' and ARGV[28] ~= '' and run.answer == ARGV[28]
     local runs = leased and run.token == head.lease
     local again = run.state ~= 'done' and not runs and run.fingerprint == ARGV[10]
     if not answers and not again then return { 'not_waiting' } end
@@ -139,18 +140,18 @@ if not complete and ARGV[17] == '0' then return { 'cold', state(span, tail) } en
 local before = state(span, tail)
 if answers then
   if not head.floor then return { 'cold', before } end
-  if head.floor > ARGV[27] then return { 'not_waiting' } end
+  if head.floor > ARGV[28] then return { 'not_waiting' } end
   for _, text in ipairs(tail) do
     local role = string.sub(text, 54, 56)
-    if string.sub(text, 8, 43) > ARGV[27] and role ~= 'sys' and role ~= 'dev' then
+    if string.sub(text, 8, 43) > ARGV[28] and role ~= 'sys' and role ~= 'dev' then
       return { 'not_waiting' }
     end
   end
-  local results, bytes = (#ARGV - 28) / 2, 0
-  for place = 29, #ARGV, 2 do bytes = bytes + #ARGV[place] end
+  local results, bytes = (#ARGV - 29) / 2, 0
+  for place = 30, #ARGV, 2 do bytes = bytes + #ARGV[place] end
   if not has_room(results, bytes) then return { 'full' } end
   if not ARCHIVED and tonumber(head.held) + results > HELD_MAX then return { 'too_many' } end
-  say(29, results)
+  say(30, results)
 end
 local message = taken_up and record.message
 if not message then
@@ -161,6 +162,7 @@ end
 forget_pieces()
 redis.call('HDEL', KEYS[10], ARGV[12])
 set('lease', ARGV[12])
+set('listener', ARGV[26])
 set('lease_until', now + tonumber(ARGV[13]))
 local turn = taken_up and record.turn or ARGV[14]
 set('turn', turn)
@@ -169,7 +171,7 @@ redis.call('HSET', KEYS[8], 'fingerprint', ARGV[10], 'state', 'running', 'token'
 redis.call('HDEL', KEYS[8], 'result', 'answer', 'asked')
 if GOES_ON then
   if latest ~= KEYS[8] then redis.call('HDEL', latest, 'asked') end
-  redis.call('HSET', KEYS[8], 'asked', ARGV[28])
+  redis.call('HSET', KEYS[8], 'asked', ARGV[29])
 end
 redis.call('PEXPIRE', KEYS[8], ARGV[11])
 if turn == ARGV[14] then

@@ -55,7 +55,16 @@ local function save()
   changed = {}
 end
 
+-- Have the process of the turn that has the session look whether it is to end. Where an ACL grants no
+-- channels it looks by itself: that must not fail the step.
+local function tell_turn()
+  if not head.lease then return end
+  local listener = redis.call('HGET', HEAD, 'listener')
+  if listener then redis.pcall('PUBLISH', listener, head.lease) end
+end
+
 local function begin_anew()
+  tell_turn()
   redis.call('DEL', HEAD, TAIL, PINS)
   head = {}
   changed = {}
@@ -225,6 +234,7 @@ end
 
 local function forget_messages(cleared_through)
   redis.call('DEL', TAIL, PINS)
+  tell_turn()
   forget_pieces()
   set('cleared', cleared_through)
   set('floor', ZERO)

@@ -25,12 +25,16 @@ if cleared or status == 'cancelled' then
   return { 'cancelled', message, asked }
 end
 if head.lease == token and tonumber(head.lease_until) > milliseconds() then
-  if ARGV[10] == '1' then redis.call('HSET', HEAD, 'stop', token) end
+  if ARGV[10] == '1' then
+    redis.call('HSET', HEAD, 'stop', token)
+    tell_turn()
+  end
   return { 'running', message, asked }
 end
 redis.call('HSET', name, 'state', 'interrupted')
 forget_pieces()
 if head.lease == token then
+  tell_turn()
   set('lease', '')
 end
 save()
