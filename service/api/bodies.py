@@ -14,7 +14,7 @@ from service.domain.context import (
     Strategy,
 )
 from service.domain.ids import ID_BYTES_MAX
-from service.domain.messages import BATCH_MESSAGES_MAX, MessageBody, Role
+from service.domain.messages import BATCH_MESSAGES_MAX, CALL_ID_BYTES_MAX, MessageBody, Role
 from service.domain.sessions import (
     TTL_SECONDS_MAX,
     TTL_SECONDS_MIN,
@@ -27,6 +27,13 @@ Id = Annotated[
     Meta(
         description="1 to 255 bytes of UTF-8 without control characters.",
         extra_json_schema={"minLength": 1, "maxLength": ID_BYTES_MAX},
+    ),
+]
+CallId = Annotated[
+    str,
+    Meta(
+        description="1 to 16,384 bytes of UTF-8 without NUL.",
+        extra_json_schema={"minLength": 1, "maxLength": CALL_ID_BYTES_MAX},
     ),
 ]
 Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
@@ -99,7 +106,15 @@ class ContextBody(RequestBody, frozen=True, kw_only=True):
 class ChatFields(RequestBody, frozen=True, kw_only=True):
     """What to say, and how to be answered."""
 
-    message: Text
+    message: Annotated[
+        str | list[dict[str, Any]],
+        Meta(
+            description=(
+                "Text, or typed parts as the model's server takes them: text, images, files."
+            ),
+            extra_json_schema={"minLength": 1, "minItems": 1},
+        ),
+    ]
     model: Id | None = None
     instructions: Annotated[
         Text | None, Meta(description="System instructions of this turn; they are not stored.")
@@ -167,7 +182,7 @@ class TwoLineChatBody(ChatFields, frozen=True, kw_only=True):
 class ToolResultBody(RequestBody, frozen=True, kw_only=True):
     """What a tool that the model called has to say."""
 
-    tool_call_id: Id
+    tool_call_id: CallId
     content: str | list[dict[str, Any]]
 
 
@@ -189,7 +204,7 @@ class MessageInBody(RequestBody, frozen=True, kw_only=True):
     content: str | list[dict[str, Any]] | None = None
     name: Id | None = None
     tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: Annotated[Id | None, Meta(description="Required for the role tool.")] = None
+    tool_call_id: Annotated[CallId | None, Meta(description="Required for the role tool.")] = None
     metadata: Metadata | None = None
 
     def body(self) -> MessageBody:

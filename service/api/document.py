@@ -51,7 +51,8 @@ EVENT: Final[dict[str, Any]] = {
     "type": "object",
     "description": (
         "A server-sent event. `data` is JSON: of `turn.started` the ids, of `delta` its text or "
-        "parts of tool calls, of the others the turn."
+        "parts of tool calls, of the others the turn. A further `turn.started` says that the turn "
+        "began again, or went on with results of tools: what was told before is not part of it."
     ),
     "required": ["id", "event", "data"],
     "properties": {

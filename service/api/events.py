@@ -50,24 +50,32 @@ def event_stream(
 async def _events(
     streamed: Streamed, after: Place | None, left: Callable[[], None] | None
 ) -> AsyncGenerator[bytes]:
-    over = False
+    over, turn = False, streamed.turn
+    attempt = turn.attempt if after is None else after.attempt
     try:
         if after is None:
-            turn = streamed.turn
-            view = StartedView(
-                turn_id=turn.turn_id,
-                session_id=turn.session_id,
-                user_message_id=turn.user_message_id,
-            )
-            yield _event(
-                "turn.started", str(Place(attempt=turn.attempt)), msgspec.json.encode(view)
-            )
+            yield _started(turn, attempt)
         async for event in _kept_alive(streamed.events):
+            if event is None:
+                yield KEEP_ALIVE
+                continue
+            now = event.place.attempt if isinstance(event, Told) else event.attempt
+            if now and attempt and now != attempt:
+                # It began again, or went on: what was told before is nothing of what comes now.
+                yield _started(turn, now)
+            attempt = now or attempt
             over = isinstance(event, Turn)
-            yield KEEP_ALIVE if event is None else _encoded(event)
+            yield _encoded(event)
     finally:
         if not over and left is not None:
             left()
+
+
+def _started(turn: Turn, attempt: str) -> bytes:
+    view = StartedView(
+        turn_id=turn.turn_id, session_id=turn.session_id, user_message_id=turn.user_message_id
+    )
+    return _event("turn.started", str(Place(attempt=attempt)), msgspec.json.encode(view))
 
 
 async def _kept_alive(

@@ -8,7 +8,7 @@ from service.core.recording import check_session
 from service.domain.context import ContextOptions, check_options
 from service.domain.errors import InvalidValue
 from service.domain.ids import TurnId, check_id
-from service.domain.messages import MessageBody, check_json_size, check_text
+from service.domain.messages import MessageBody, check_json_size, check_parts, check_text
 from service.domain.sessions import SessionRef
 from service.domain.turns import Usage
 from service.ports import Once, Resumption, Wanted
@@ -39,7 +39,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Kept as JSON with the turn while it waits for results of tools.
     """
 
-    message: str
+    message: str | list[dict[str, Any]]
+    """Text, or typed parts as the model's server takes them."""
     user_id: str | None = None
     model: str | None = None
     instructions: str | None = None
@@ -82,7 +83,10 @@ def check_request(request: ChatRequest, *, message_bytes_max: int) -> None:
         check_id(request.user_id, "user_id")
     if request.model is not None:
         check_id(request.model, "model")
-    check_text(request.message, "message", bytes_max=message_bytes_max)
+    if isinstance(request.message, str):
+        check_text(request.message, "message", bytes_max=message_bytes_max)
+    else:
+        check_parts(request.message, "message", bytes_max=message_bytes_max)
     if request.instructions is not None:
         check_text(request.instructions, "instructions", bytes_max=message_bytes_max)
     check_options(request.context, "context")

@@ -44,7 +44,7 @@ class Ending:
         body = MessageBody(
             role="assistant",
             content=answer.content,
-            tool_calls=named_calls(answer.tool_calls),
+            tool_calls=named_calls(answer.tool_calls, running.request.said),
             turn_id=running.turn_id,
             status=None if answer.complete else "incomplete",
             cost=TurnCost(

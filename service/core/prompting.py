@@ -18,7 +18,7 @@ from service.domain.context import (
     window,
 )
 from service.domain.errors import ContextTooLarge
-from service.domain.messages import PINNED_ROLES, Message, MessageBody
+from service.domain.messages import PINNED_ROLES, Content, Message, MessageBody
 from service.domain.sessions import SessionRef
 from service.domain.summaries import Summary, summary_text
 from service.domain.tokens import (
@@ -53,7 +53,7 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
 
     instructions: str | None = None
     profile: str | None = None
-    message: str | None = None
+    message: Content = None
     """The new message; None where none is said."""
     said: tuple[MessageBody, ...] = ()
     """In the same turn after it: calls of tools, and their results."""
@@ -118,7 +118,9 @@ def wire_messages(shown: Shown, given: Given) -> list[dict[str, Any]]:
     """
     summary = summary_text(shown.summary) if shown.summary else None
     system = (given.instructions, given.profile, summary)
-    wire = [{"role": "system", "content": text} for text in system if text is not None]
+    wire: list[dict[str, Any]] = [
+        {"role": "system", "content": text} for text in system if text is not None
+    ]
     wire += (wire_message(message) for message in results_at_calls(shown.messages))
     if given.message is not None:
         wire.append({"role": "user", "content": given.message})
@@ -200,7 +202,9 @@ def _given_tokens(tokenizer: Tokenizer, given: Given, summary: Summary | None) -
     instructions = text_tokens(tokenizer, given.instructions)
     profile = text_tokens(tokenizer, given.profile)
     summed = text_tokens(tokenizer, summary_text(summary) if summary else None)
-    beside = text_tokens(tokenizer, given.message) + text_tokens(tokenizer, given.tools)
+    beside = text_tokens(tokenizer, given.tools)
+    if given.message is not None:
+        beside += message_tokens(tokenizer, MessageBody(role="user", content=given.message))
     beside += sum(message_tokens(tokenizer, body) for body in given.said)
     return ContextTokens(
         instructions=instructions,

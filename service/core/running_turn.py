@@ -43,7 +43,7 @@ class RunningTurn:
         self.turn_id = begun.turn_id
         self.lease_token = lease_token
         self.attempt = lease_token[:8]
-        self.begun = begun
+        self.begun = without_itself(begun)
         self.chosen = chosen
         self.started = started
         """When the request came, by the monotonic clock."""
@@ -144,3 +144,12 @@ def with_answer_id(turn: Turn, message_id: MessageId | None) -> Turn:
         return msgspec.structs.replace(turn, message=None)
     message = msgspec.structs.replace(turn.message, id=message_id)
     return msgspec.structs.replace(turn, message=message)
+
+
+def without_itself(begun: Begun) -> Begun:
+    """A summary that was made since may say what is said in the turn itself."""
+    summary = begun.history.summary
+    if summary is None or summary.through_id < begun.user_message_id:
+        return begun
+    history = msgspec.structs.replace(begun.history, summary=None)
+    return msgspec.structs.replace(begun, history=history)

@@ -16,6 +16,8 @@ Content = str | list[dict[str, Any]] | None
 PINNED_ROLES: Final[frozenset[str]] = frozenset({"system", "developer"})
 """Roles that no window drops."""
 
+CALL_ID_BYTES_MAX: Final = 16 * 1024
+"""Some models' servers put signatures into the ids of tool calls."""
 METADATA_BYTES_MAX: Final = 16 * 1024
 JSON_DEPTH_MAX: Final = 64
 """Objects and lists within one another in free JSON."""
@@ -160,7 +162,8 @@ def check_message(body: MessageBody, field: str, *, bytes_max: int) -> None:
     if body.metadata is not None:
         check_json_size(body.metadata, f"{prefix}metadata", METADATA_BYTES_MAX)
     _check_label(body.name, f"{prefix}name")
-    _check_label(body.tool_call_id, f"{prefix}tool_call_id")
+    if body.tool_call_id is not None:
+        check_text(body.tool_call_id, f"{prefix}tool_call_id", bytes_max=CALL_ID_BYTES_MAX)
     if body.role == "tool" and body.tool_call_id is None:
         raise InvalidValue.of(f"{prefix}tool_call_id", "is required for the role tool")
 
@@ -224,7 +227,7 @@ def _check_content(body: MessageBody, field: str, bytes_max: int) -> None:
         case str() as text:
             _check_content_text(body, text, field, bytes_max)
         case list() as parts:
-            _check_parts(parts, field, bytes_max)
+            check_parts(parts, field, bytes_max=bytes_max)
 
 
 def _check_content_text(body: MessageBody, text: str, field: str, bytes_max: int) -> None:
@@ -238,7 +241,8 @@ def _check_content_text(body: MessageBody, text: str, field: str, bytes_max: int
         raise InvalidValue.of(field, "must not contain NUL characters")
 
 
-def _check_parts(parts: list[dict[str, Any]], field: str, bytes_max: int) -> None:
+def check_parts(parts: list[dict[str, Any]], field: str, *, bytes_max: int) -> None:
+    """Accept content in typed parts; raises InvalidValue naming the part and the limit."""
     if not parts:
         raise InvalidValue.of(field, "must not be empty")
     for place, part in enumerate(parts):

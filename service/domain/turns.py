@@ -1,6 +1,7 @@
 """Turns: a user's message, the model's answer, and the state between them."""
 
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import msgspec
 
 from service.domain.context import Strategy
 from service.domain.ids import MessageId, TurnId
-from service.domain.messages import Message
+from service.domain.messages import CALL_ID_BYTES_MAX, Message, MessageBody
 
 TurnState = Literal["running", "completed", "incomplete", "cancelled", "failed", "interrupted"]
 
@@ -100,16 +101,27 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     model: str
 
 
-def named_calls(calls: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Tool calls with an id each, of its own: some servers give none, or all the same."""
+def named_calls(
+    calls: list[dict[str, Any]] | None, said: Iterable[MessageBody] = ()
+) -> list[dict[str, Any]] | None:
+    """Tool calls with an id each that results can name, and none in the turn had before.
+
+    Some servers give none, all the same, or those of the last calls again.
+    """
     if calls is None:
         return None
-    names: set[object] = set()
+    names: set[object] = {call.get("id") for body in said for call in body.tool_calls or ()}
     named: list[dict[str, Any]] = []
     for call in calls:
         name = call.get("id")
-        if not isinstance(name, str) or not name or name in names:
+        if not _is_call_id(name) or name in names:
             name = f"call_{uuid.uuid4().hex}"
         names.add(name)
         named.append(call | {"id": name})
     return named
+
+
+def _is_call_id(name: object) -> bool:
+    if not isinstance(name, str) or not name or "\x00" in name:
+        return False
+    return len(name.encode()) <= CALL_ID_BYTES_MAX

@@ -1,5 +1,6 @@
 """Turns that go on with results of tools: what every store promises of them."""
 
+import msgspec
 import pytest
 
 from service.domain.context import ContextOptions
@@ -281,6 +282,30 @@ async def test_a_key_of_a_deleted_session_says_nothing_of_it(memory, ended):
         await memory.flush()
         await append(memory, "user", "anew")
     assert await roles(memory) == ["user", "user"]
+
+
+async def test_results_come_before_those_that_wait(memory):
+    turns = memory.store.turns
+    await turns.begin(begin())
+    waiting = begin("other", token="t5", turn=TurnId("turn-5"))
+    with pytest.raises(SessionBusy):
+        await turns.begin(msgspec.structs.replace(waiting, waits=True))
+    finished = await turns.finish(end(asked=b"asked"))
+    with pytest.raises(SessionBusy):
+        await turns.begin(begin("a third", token="t6", turn=TurnId("turn-6")))
+    begun = await turns.begin(results(finished.message_id, "42"))
+    assert isinstance(begun, Begun)
+
+
+async def test_any_key_of_the_same_results_runs_them_again(memory):
+    other = Once(operation="tool-results", key="other", fingerprint="r1")
+    calls_id = await called(memory)
+    for number, once in enumerate((KEYED, other, KEYED, None)):
+        token = f"t{2 + number}"
+        begun = await memory.store.turns.begin(results(calls_id, "42", once=once, token=token))
+        assert isinstance(begun, Begun)
+        await memory.store.turns.fail(end(token=token, once=once))
+    assert await roles(memory) == ["user", "assistant", "tool"]
 
 
 async def test_results_over_the_budget_are_not_stored(memory):

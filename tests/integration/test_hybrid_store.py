@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.adapters.postgres.archive import PostgresArchive
 from service.adapters.postgres.keys import session_key
 from service.adapters.redis.client import RedisDoor
+from service.adapters.redis.keys import Keys
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.flushers import open_flusher
 from service.bootstrap.stores import open_store
@@ -42,6 +43,8 @@ from service.ports import (
     Begin,
     Begun,
     Create,
+    Filled,
+    Filling,
     Finish,
     Once,
     PageQuery,
@@ -438,6 +441,69 @@ async def test_a_turn_does_not_go_on_in_a_cold_session_that_did(hybrid, redis):
     with pytest.raises(TurnNotWaiting):
         await hybrid.store.turns.begin(going_on(called.message_id))
     assert await contents(hybrid) == ["hi", "hello", "another question"]
+
+
+async def test_a_note_beside_the_filling_of_a_cold_session_ends_no_waiting(
+    hybrid, redis, monkeypatch
+):
+    await append(hybrid, *(str(n) for n in range(10)))
+    await hybrid.store.turns.begin(turn())
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    await hybrid.flush()
+    for key in [key async for key in redis.scan_iter("*:head:*")]:
+        await redis.delete(key)
+    hot = hybrid.store.turns._warming._hot
+    fill, notes = hot.fill, [said("note", "system")]
+
+    async def overtaken(filling: Filling) -> Filled | None:
+        if notes:
+            await hybrid.store.transcripts.append(Append(ref=ref(), bodies=(notes.pop(),)))
+        return await fill(filling)
+
+    monkeypatch.setattr(hot, "fill", overtaken)
+    assert isinstance(await hybrid.store.turns.begin(going_on(called.message_id)), Begun)
+    assert (await contents(hybrid))[-4:] == ["hi", "hello", "note", "42"]
+
+
+async def test_results_are_refused_where_the_backlog_is_full(settings):
+    small = msgspec.structs.replace(settings, journal_backlog_max=3)
+    async with kept(small) as hybrid:
+        await hybrid.store.turns.begin(turn())
+        called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+        await append(hybrid, "elsewhere", at=_of_the_shard(small))
+        with pytest.raises(BacklogFull):
+            await hybrid.store.turns.begin(going_on(called.message_id))
+        assert await contents(hybrid) == ["hi", "hello"]
+        await hybrid.flush()
+        assert isinstance(await hybrid.store.turns.begin(going_on(called.message_id)), Begun)
+
+
+def _of_the_shard(settings: Settings) -> SessionRef:
+    """Another session that shares its journal."""
+    keys = Keys(settings.journal_shards)
+    others = (ref(f"other{number}") for number in range(1000))
+    return next(other for other in others if keys.shard(other) == keys.shard(ref()))
+
+
+async def test_a_turn_that_waits_is_remembered_as_long_as_a_key(hybrid, redis):
+    await hybrid.store.turns.begin(turn())
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    for finishes in (False, True):
+        for kind in ("once", "turn"):
+            lives = [await redis.ttl(key) async for key in redis.scan_iter(f"*:{kind}:*")]
+            assert max(lives) > 86_000
+        if not finishes:
+            await hybrid.store.turns.begin(going_on(called.message_id))
+
+
+async def test_a_short_promise_to_keys_ends_no_turn_that_runs(settings, redis):
+    hurried = msgspec.structs.replace(settings, idempotency_ttl_seconds=60)
+    async with kept(hurried) as hybrid:
+        once = Once(operation="chat", key="k", fingerprint="f")
+        await hybrid.store.turns.begin(msgspec.structs.replace(turn(), once=once))
+        for kind in ("once", "turn"):
+            [left] = [await redis.ttl(key) async for key in redis.scan_iter(f"*:{kind}:*")]
+            assert left > 200
 
 
 async def test_a_warm_turn_that_goes_on_is_a_round_trip_and_no_sql(hybrid, redis):

@@ -320,6 +320,16 @@ async def test_a_deleted_session_leaves_nothing_of_its_tools(database_url, redis
         assert b"planted" not in await everything(database_url, redis_url)
 
 
+@pytest.mark.parametrize("store", ["postgres", "redis", "hybrid"])
+async def test_cleared_messages_leave_nothing_to_go_on_with(database_url, redis_url, store):
+    settings = Settings(store=store, database_url=database_url, redis_url=redis_url)
+    async with process(settings) as here:
+        turn = await called(here, instructions="planted: be brief")
+        assert (await here.http.delete("/v1/sessions/s/messages")).status_code == 204
+        assert b"planted" not in await everything(database_url, redis_url)
+        problem(await here.http.post(path(turn), json=results(c1="1")), 409, "turn_state")
+
+
 async def everything(database_url: str, redis_url: str) -> bytes:
     async with Redis.from_url(redis_url, protocol=2) as redis:
         found = await in_redis(redis)
@@ -406,6 +416,64 @@ async def test_calls_without_ids_of_their_own_get_some(one):
     assert len({*names}) == 3
     given = results(**dict.fromkeys(names, "x"))
     assert (await one.http.post(path(turn), json=given)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["x" * 16_385, "nul\x00", 7])
+async def test_ids_that_no_result_could_name_are_replaced(one, name):
+    answer = calls_of("c1")
+    assert answer.tool_calls is not None
+    answer.tool_calls[0]["id"] = name
+    one.model.script.append(answer)
+    turn = (await one.http.post(CHAT, json=ASKED)).json()
+    [call] = turn["tool_calls"]
+    assert call["id"] != name
+    given = await one.http.post(path(turn), json=results(**{call["id"]: "x"}))
+    assert given.status_code == 200, given.text
+
+
+async def test_an_id_may_be_long(one):
+    turn = await called(one, "x" * 16_384)
+    body = results(**{"x" * 16_384: "1"})
+    assert (await one.http.post(path(turn), json=body)).status_code == 200
+
+
+async def test_results_that_are_repeated_are_none_of_the_next_calls(here):
+    turn = await called(here, "c1")
+    here.model.script.append(calls_of("c1"))
+    again = (await here.http.post(path(turn), json=results(c1="1"))).json()
+    [call] = again["tool_calls"]
+    assert call["id"] != "c1"
+    problem(await here.http.post(path(turn), json=results(c1="1")), 422, "invalid_value")
+    given = await here.http.post(path(turn), json=results(**{call["id"]: "2"}))
+    assert given.status_code == 200, given.text
+
+
+async def test_images_and_files_pass_through(here):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    file = {"type": "file", "file": {"filename": "a.pdf", "file_data": "AAAA"}}
+    parts = [{"type": "text", "text": "what is this?"}, image, file]
+    response = await here.http.post(CHAT, json={"message": parts})
+    assert response.status_code == 200, response.text
+    assert response.json()["context"]["tokens"] > 2 * 1105
+    assert here.model.prompts[-1].messages == ({"role": "user", "content": parts},)
+    appended = {"messages": [{"role": "user", "content": [image]}]}
+    assert (await here.http.post("/v1/sessions/s/messages", json=appended)).status_code == 201
+    await here.http.post(CHAT, json={"message": "and these?"})
+    contents = [message["content"] for message in here.model.prompts[-1].messages]
+    assert (contents[0], contents[2]) == (parts, [image])
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ([], "message"),
+        ([{"text": "x"}], "message[0].type"),
+        ([{"type": "text", "text": "x" * 1001}], "message"),
+        ([{"type": "text", "text": "\x00"}], "message"),
+    ],
+)
+async def test_parts_out_of_range_name_the_field(one, parts, field):
+    problem(await one.http.post(CHAT, json={"message": parts}), 422, "invalid_value", field)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from service.domain.errors import ModelError
 from service.domain.turns import Answer, Delta, Prompt, Usage
@@ -33,7 +34,7 @@ class ScriptedModel:
                 await self.gate.wait()
         finally:
             self.ended.set()
-        said = self.script.pop(0) if self.script else answer_of(prompt.messages[-1]["content"])
+        said = self.script.pop(0) if self.script else _echo(prompt.messages[-1]["content"])
         if isinstance(said, Exception):
             raise said
         return said
@@ -70,3 +71,7 @@ def calls_of(*names: str, text: str | None = None, complete: bool = True) -> Ans
     ]
     usage = Usage(input_tokens=10, output_tokens=3, total_tokens=13, cached_tokens=4)
     return Answer(content=text, tool_calls=calls, complete=complete, usage=usage, model="m")
+
+
+def _echo(content: Any) -> Answer:
+    return answer_of(content if isinstance(content, str) else f"{len(content)} parts")

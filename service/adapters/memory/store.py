@@ -3,6 +3,7 @@
 Nothing here awaits, so each method is one step.
 """
 
+from collections import OrderedDict
 from typing import Final
 
 import msgspec
@@ -71,6 +72,10 @@ class MemoryStore:
         self.stops = TurnStops(listening=True)
         self._last_ids: dict[SessionRef, MessageId] = {}
         self._calls: dict[tuple[SessionRef, str, str], Call] = {}
+        self.turns: OrderedDict[tuple[SessionRef, str], Call] = OrderedDict()
+        """By their ids."""
+        self.unkeyed: dict[str, Call] = {}
+        """Running ones without a client's key, by their leases."""
 
     @property
     def now(self) -> int:
@@ -166,12 +171,21 @@ class MemoryStore:
             self.stops.tell(session.lease.token)
         session.lease = None
         session.summary = None
+        for (of, _), call in self.turns.items():
+            if of == ref:
+                # It goes on no more.
+                call.asked = b""
 
     def cancel_calls(self, ref: SessionRef) -> None:
         """Records of calls hold no answers any more: a turn that is repeated runs again."""
         for place, call in self._calls.items():
             if place[0] == ref and call.turn_id:
-                call.state, call.result, call.answer_id, call.asked = "cancelled", b"", None, b""
+                call.state, call.result, call.answer_id = "cancelled", b"", None
+        self._forget_turns(ref)
+
+    def _forget_turns(self, ref: SessionRef) -> None:
+        for place in [place for place in self.turns if place[0] == ref]:
+            self.unkeyed.pop(self.turns.pop(place).token, None)
 
     def erase(self, ref: SessionRef) -> int:
         """The session and the records of its calls; how many records."""
@@ -182,6 +196,7 @@ class MemoryStore:
         records = [place for place in self._calls if place[0] == ref]
         for place in records:
             del self._calls[place]
+        self._forget_turns(ref)
         return len(records)
 
     def recent(self, ref: SessionRef, last: int | None, before: MessageId | None) -> Recent:

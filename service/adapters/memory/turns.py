@@ -1,7 +1,6 @@
 """Turns in process memory."""
 
 import math
-from collections import OrderedDict
 from typing import Final, Literal
 
 import msgspec
@@ -37,8 +36,6 @@ class MemoryTurns:
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
-        self._unkeyed: dict[str, Call] = {}
-        self._turns: OrderedDict[tuple[SessionRef, str], Call] = OrderedDict()
 
     @property
     def stops(self) -> TurnStops:
@@ -93,7 +90,7 @@ class MemoryTurns:
     async def find(
         self, ref: SessionRef, turn_id: TurnId, *, cancel: bool = False, asked: bool = False
     ) -> TurnRecord | None:
-        call = self._turns.get((ref, turn_id))
+        call = self._store.turns.get((ref, turn_id))
         session = self._store.sessions.get(ref)
         if call is None or session is None or call.ids[0] < session.born_id:
             return None
@@ -164,15 +161,13 @@ class MemoryTurns:
         before. Raises TurnNotFound and TurnNotWaiting.
         """
         ref = command.ref
-        run, session = self._turns.get((ref, command.turn_id)), self._store.sessions.get(ref)
+        run, session = self._store.turns.get((ref, command.turn_id)), self._store.sessions.get(ref)
         if run is None or session is None or run.ids[0] < session.born_id:
             raise TurnNotFound
         if run.expires_milliseconds <= self._store.now:
             raise TurnNotFound
-        if call is not None:
-            if run is not call:
-                raise TurnNotWaiting
-            return call, False
+        if run is call:
+            return run, False
         answers = run.state == "done" and run.answer_id == resumes.calls_id is not None
         lease = session.lease
         runs = lease and lease.token == run.token and lease.until_milliseconds > self._store.now
@@ -195,7 +190,8 @@ class MemoryTurns:
             return
         now, lease = self._store.now, session.lease
         if lease is None or lease.until_milliseconds <= now:
-            if not self._others_come_first(session, command.lease_token):
+            goes_on = command.resumes is not None
+            if goes_on or not self._others_come_first(session, command.lease_token):
                 return
             left = 1000
         elif call is not None and call.token == lease.token:
@@ -224,17 +220,17 @@ class MemoryTurns:
         return call.ids[0]
 
     def _remember(self, ref: SessionRef, once: Once | None, call: Call) -> None:
-        self._turns[ref, call.turn_id] = call
-        while len(self._turns) > TURNS_MAX:
-            self._turns.popitem(last=False)
+        self._store.turns[ref, call.turn_id] = call
+        while len(self._store.turns) > TURNS_MAX:
+            self._store.turns.popitem(last=False)
         if once is None:
-            self._unkeyed[call.token] = call
+            self._store.unkeyed[call.token] = call
         else:
             self._store.remember(ref, once, call)
 
     def _call_of(self, command: Finish) -> Call:
         if command.once is None:
-            return self._unkeyed.pop(command.lease_token, None) or self._store.new_call(None)
+            return self._store.unkeyed.pop(command.lease_token, None) or self._store.new_call(None)
         return self._store.call(command.ref, command.once) or self._store.new_call(command.once)
 
 

@@ -53,9 +53,7 @@ async def earlier_run(
     row = await connection.fetchrow(LATEST_RUN, *place, command.turn_id)
     if row is None:
         raise TurnNotFound
-    if record is not None:
-        if record.turn_id != command.turn_id:
-            raise TurnNotWaiting
+    if record is not None and record.turn_id == command.turn_id:
         return EarlierRun(record=record, answers=False)
 
     calls_id = None if row["answer_id"] is None else MessageId(str(row["answer_id"]))

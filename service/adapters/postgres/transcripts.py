@@ -44,6 +44,8 @@ WITH gone AS (
     DELETE FROM messages WHERE session_key = $1 AND tenant = $2 AND id <= $3
 ), freed AS (
     DELETE FROM turn_leases WHERE session_key = $1 AND tenant = $2
+), ended AS (
+    UPDATE calls SET asked = '' WHERE session_key = $1 AND tenant = $2 AND asked <> ''
 )
 UPDATE sessions
 SET cleared_through = $3, active_id = $3, last_id = NULL, message_count = 0, summary = NULL,

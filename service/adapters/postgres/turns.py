@@ -224,9 +224,9 @@ class PostgresTurns:
     ) -> Call:
         """A turn that waits for results of tools, or has got some, is remembered as with a key."""
         if once is None:
-            seconds = self._once_seconds if goes_on else UNKEYED_SECONDS
+            seconds = max(self._once_seconds, UNKEYED_SECONDS) if goes_on else UNKEYED_SECONDS
             return own_call(ref, key=lease_token, lifetime_seconds=seconds, fingerprint=fingerprint)
-        return keyed_call(ref, once, self._once_seconds)
+        return keyed_call(ref, once, max(self._once_seconds, UNKEYED_SECONDS))
 
 
 def _message_after(record: CallRecord | None, cleared_through: MessageId) -> MessageId | None:

@@ -200,7 +200,9 @@ class RedisTurns:
 
     def _record_milliseconds(self, once: Once | None, *, goes_on: bool) -> int:
         """A turn that waits for results of tools, or has got some, is remembered as with a key."""
-        return (self._once_seconds if once or goes_on else UNKEYED_SECONDS) * 1000
+        if once is None and not goes_on:
+            return UNKEYED_SECONDS * 1000
+        return max(self._once_seconds, UNKEYED_SECONDS) * 1000
 
     def _keys(self, ref: SessionRef, once: Once | None, lease_token: str) -> list[str]:
         names = self._arguments.keys

@@ -8,6 +8,7 @@ from service.core.tiered.archiving import ArchiveWaits, check_archived
 from service.core.tiered.merging import covers, hot_recent
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.context import Need
+from service.domain.errors import TurnNotWaiting
 from service.domain.ids import MessageId, TurnId
 from service.domain.messages import id_of
 from service.domain.sessions import SessionRef, decode_document
@@ -60,6 +61,9 @@ class TieredTurns:
                     # fit the hot memory is read again below, after the turn has begun.
                     await self._warm(command, state)
                     incomplete_ok = True
+        if command.resumes is not None:
+            # So much was said since the calls that they are not hot any more.
+            raise TurnNotWaiting
         raise moved_too_often()
 
     async def renew(self, ref: SessionRef, lease_token: str) -> LeaseState:

@@ -275,6 +275,13 @@ local function take_calls()
   return records
 end
 
+-- A turn whose messages were cleared goes on no more.
+local function forget_asked()
+  for _, record in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
+    if redis.call('TYPE', record).ok == 'hash' then redis.call('HDEL', record, 'asked') end
+  end
+end
+
 -- What records of calls say after their session was deleted: to a turn that runs, that it was
 -- cancelled; to a repeated call no answers any more.
 local function cancel_calls()
