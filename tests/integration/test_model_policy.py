@@ -128,6 +128,18 @@ async def test_what_a_server_says_while_it_is_there_is_no_outage(model, server, 
 
 
 @pytest.mark.parametrize("ask", [told, answered])
+async def test_a_rate_limit_longer_than_the_deadline_is_no_outage(server, recorder, ask):
+    changes: dict[str, Any] = at(server) | {"max_retries": 2, "breaker_failures": 1}
+    async with model_of(recorder, **changes) as model:
+        server.script(Reply(status=429, headers={"retry-after": "30"}))
+        refusal = await error_of(model, ask, seconds=1)
+        assert type(refusal) is ModelUnavailable
+        assert refusal.retry_after_seconds == 30
+        await ask(model)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("ask", [told, answered])
 async def test_a_deadline_too_short_for_any_model_is_no_outage(model, server, ask):
     server.script(*[Reply(until=HANG)] * 3)
     for _ in range(3):

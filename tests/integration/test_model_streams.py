@@ -262,6 +262,20 @@ async def test_what_breaks_each_time_has_its_error(model, server, recorder, step
     assert [call.outcome for call in recorder.of(ModelCalled)] == [kind.code]
 
 
+@pytest.mark.parametrize(
+    "garbled", [b'data: {"choices": [\n\n', b"data: [DO\n\n", data({"error": {"code": "broken"}})]
+)
+async def test_what_is_garbled_after_the_last_word_costs_no_answer(server, recorder, garbled):
+    said, usage = [chunk(content="whole"), chunk("stop")], data({"choices": [], "usage": USAGE})
+    server.script(Reply(steps=[*said, garbled, usage, DONE]))
+    async with model_of(recorder, base_url=server.base_url) as model:
+        heard = await listen(model)
+    assert heard.error is None
+    assert heard.answer is not None
+    assert (heard.answer.content, heard.answer.usage.total_tokens) == ("whole", 5)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(("steps", "kind"), [one for one in BROKEN if one.id != "empty"])
 async def test_after_text_nothing_is_repeated(model, server, recorder, steps, kind):
     server.script(Reply(steps=[chunk(content="half"), *steps]))

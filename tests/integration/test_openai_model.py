@@ -290,11 +290,32 @@ async def test_a_cancelled_call_is_no_fault_of_the_model(model, server, recorder
 
 
 async def test_the_deadline_holds_over_all_retries(model, server):
-    server.script(*[Reply(status=500, headers={"retry-after": "5"})] * 2)
+    # The client's own pause is longer.
+    server.script(*[Reply(status=500)] * 2)
     started = time.monotonic()
     with pytest.raises(ModelTimeout):
-        await ask(model, seconds=0.4)
+        await ask(model, seconds=0.3)
     assert time.monotonic() - started < 2
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: {"retry-after": "30"},
+        lambda: {"retry-after": formatdate(time.time() + 30, usegmt=True)},
+        lambda: {"retry-after-ms": "30000", "retry-after": "0"},
+    ],
+    ids=["seconds", "date", "milliseconds"],
+)
+@pytest.mark.parametrize(("status", "kind"), [(429, ModelUnavailable), (503, ModelError)])
+async def test_a_wait_beyond_the_deadline_is_not_begun(model, server, recorder, status, kind, wait):
+    server.script(Reply(status=status, headers=wait()))
+    with pytest.raises(kind) as caught:
+        await ask(model, seconds=3)
+    assert caught.value.may_retry
+    assert len(server.requests) == 1
+    assert [call.outcome for call in recorder.of(ModelCalled)] == [kind.code]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-host.invalid"])

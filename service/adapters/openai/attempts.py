@@ -12,8 +12,11 @@ from service.adapters.openai.wire import ANSWER_BYTES_MAX, WireFormat, too_long
 from service.domain.errors import ChatMemoryError
 from service.domain.turns import Answer, Delta
 
-REPEAT_PAUSE_SECONDS: Final = 0.25
-"""Before an attempt is repeated whose answer broke; twice as long before the next."""
+REPEAT_PAUSE_SECONDS: Final = 0.3
+"""Before an attempt is repeated whose answer broke, if it was the first; twice as long after each
+further one, the client's too. With the client's own pauses (from 0.375 s to 0.5 s before its first
+repeat) every pause is longer than the one before it."""
+REPEAT_PAUSE_SECONDS_MAX: Final = 8.0
 BODY_BYTES_MAX: Final = 2 * ANSWER_BYTES_MAX
 """Of an answer that comes at once: its text is escaped there."""
 
@@ -35,10 +38,11 @@ class Attempts:
         Closing the generator closes the connection, so that the server stops.
         """
         body = self._wire.body(call.prompt, streamed=call.streamed)
-        left, pause = self._max_retries + 1, REPEAT_PAUSE_SECONDS
+        left = self._max_retries + 1
         while True:
             opened = await self._open(call, body, max_retries=left - 1)
             left -= opened.attempts
+            pause = _pause_after(self._max_retries + 1 - left)
             told = False
             try:
                 async with aclosing(self._read(opened, call)) as pieces:
@@ -54,7 +58,6 @@ class Attempts:
             finally:
                 await opened.close()
             await asyncio.sleep(pause)
-            pause *= 2
 
     async def _open(self, call: Call, body: dict[str, Any], *, max_retries: int) -> Opened:
         patience = self._patience.first_token if call.streamed else call.deadline - _now()
@@ -103,6 +106,10 @@ def _wire_errors() -> Generator[None]:
         yield
     except ChatMemoryError as error:
         raise CallFailed(error, outage=False) from error.__cause__
+
+
+def _pause_after(attempts: int) -> float:
+    return min(REPEAT_PAUSE_SECONDS * 2 ** (attempts - 1), REPEAT_PAUSE_SECONDS_MAX)
 
 
 def _now() -> float:

@@ -7,12 +7,14 @@ The typed calls walk over every message of the window, which costs more than all
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from service.adapters.openai.refusals import CallFailed
+from service.adapters.openai.retry_after import asked_wait
 from service.domain.errors import ModelTimeout, ModelUnavailable
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 CLOSED: Final = "The model's client is closed."
 SENT_AT: Final = "chat_memory.sent_at"
 CLOSE_SECONDS: Final = 1.0
+
+_deadline: ContextVar[float] = ContextVar("deadline")
+"""Of the call that is being sent; the client has no place for it."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +109,10 @@ class Client:
         """Send the question until it is answered with 2xx.
 
         ``read_seconds`` bounds each attempt's wait for the status, ``deadline`` all of them, in the
-        time of the event loop. Raises CallFailed.
+        time of the event loop. A wait that the server asks for and that reaches beyond it is not
+        begun. Raises CallFailed.
         """
+        _deadline.set(deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 client = await self.open()
@@ -162,7 +169,7 @@ def _make_client(settings: ModelSettings) -> "openai.AsyncOpenAI":
                 max_keepalive_connections=settings.connections,
             ),
             timeout=httpx.Timeout(None, connect=settings.connect_seconds),
-            event_hooks={"request": [_stamp]},
+            event_hooks={"request": [_stamp], "response": [_refuse_late]},
         ),
     )
     # What the environment says beside our settings does not count. Its OPENAI_CUSTOM_HEADERS would
@@ -175,3 +182,13 @@ def _make_client(settings: ModelSettings) -> "openai.AsyncOpenAI":
 
 async def _stamp(request: "httpx2.Request") -> None:
     request.extensions[SENT_AT] = asyncio.get_running_loop().time()
+
+
+async def _refuse_late(response: "httpx2.Response") -> None:
+    """Keep the client from a wait in which nothing but the deadline would come.
+
+    It obeys this header. So the caller is told at once what the server said.
+    """
+    wait = asked_wait(response.headers)
+    if wait is not None and asyncio.get_running_loop().time() + wait >= _deadline.get():
+        response.headers["x-should-retry"] = "false"

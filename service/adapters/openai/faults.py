@@ -1,9 +1,6 @@
 """The client's troubles as errors of the domain. No prompt, key, address or server text in them."""
 
 import math
-import re
-import time
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
@@ -11,11 +8,10 @@ import httpx2
 import openai
 
 from service.adapters.openai.refusals import CallFailed, of_status
+from service.adapters.openai.retry_after import asked_wait
 from service.domain.errors import ModelError, ModelTimeout, ModelUnavailable
 
 RETRY_AFTER_SECONDS_MAX: Final = 60
-
-_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def translated(error: Exception) -> CallFailed:
@@ -48,13 +44,6 @@ def _of_status(error: openai.APIStatusError) -> CallFailed:
 
 
 def _retry_after(error: openai.APIStatusError) -> int:
-    """Whole seconds of the server's Retry-After, which is a number or a date; else one."""
-    text = error.response.headers.get("retry-after", "")
-    if _SECONDS.fullmatch(text):
-        seconds = float(text)
-    else:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            seconds = 1
+    """Whole seconds of what the server asked for; else one."""
+    seconds = asked_wait(error.response.headers) or 1
     return math.ceil(min(max(seconds, 1), RETRY_AFTER_SECONDS_MAX))

@@ -7,9 +7,10 @@ from typing import Final
 import msgspec
 
 from service.adapters.openai.client import Opened, timed_out
-from service.adapters.openai.events import EventDecoder
+from service.adapters.openai.events import Event, EventDecoder
 from service.adapters.openai.refusals import CallFailed
 from service.adapters.openai.wire import Reading
+from service.domain.errors import ChatMemoryError
 from service.domain.turns import Delta, Prompt
 
 TRAILER_SECONDS: Final = 2.0
@@ -61,13 +62,23 @@ class Listener:
                 heard = True
                 if self._reading.over:
                     break
-                if (delta := self._reading.take(event)) is not None:
+                if (delta := self._take(event)) is not None:
                     yield delta
             # Comments are no sign of an answer. What our own reader takes is not counted.
             if heard:
                 self._silent_since = _now()
             if self._reading.ended and not self._ended_at:
                 self._ended_at = _now()
+
+    def _take(self, event: Event) -> Delta | None:
+        said_all = self._reading.ended
+        try:
+            return self._reading.take(event)
+        except ChatMemoryError:
+            # What follows the last word takes nothing of it back.
+            if not said_all:
+                raise
+            return None
 
     async def _next(self, chunks: AsyncGenerator[bytes]) -> bytes | None:
         """None at the end of the body, or where the rest of it does not matter."""
