@@ -143,7 +143,11 @@ def _metrics(settings: Settings) -> PrometheusObserver:
     return PrometheusObserver(
         version=__version__,
         store=settings.store,
-        models=[settings.openai_model, *settings.fallback_models],
+        models=[
+            settings.openai_model,
+            *settings.fallback_models,
+            *([settings.summary_model] if settings.summary_model else []),
+        ],
     )
 
 
