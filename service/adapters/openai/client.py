@@ -7,6 +7,8 @@ The typed calls walk over every message of the window, which costs more than all
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -45,6 +47,21 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """For so long."""
     fallback_models: tuple[str, ...] = ()
     """Asked in this order where the model of a prompt is away."""
+
+
+@dataclass(slots=True)
+class Sending:
+    """What goes out with each request of a call, and how many went."""
+
+    headers: Mapping[str, str]
+    requests: int = 0
+
+    @property
+    def retries(self) -> int:
+        return max(0, self.requests - 1)
+
+
+_sending: ContextVar[Sending] = ContextVar("chat_memory_sending")
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +113,7 @@ class Client:
         self,
         path: str,
         body: Mapping[str, Any],
+        sending: Sending,
         *,
         max_retries: int,
         read_seconds: float,
@@ -106,6 +124,7 @@ class Client:
         ``read_seconds`` bounds each attempt's wait for the status, ``deadline`` all of them, in the
         time of the event loop. Raises CallFailed.
         """
+        token = _sending.set(sending)
         try:
             async with asyncio.timeout_at(deadline):
                 client = await self.open()
@@ -113,13 +132,19 @@ class Client:
                     path,
                     cast_to=import_module("httpx2").Response,
                     body=body,
-                    options={"timeout": self._timeout(read_seconds), "max_retries": max_retries},
+                    options={
+                        "timeout": self._timeout(read_seconds),
+                        "max_retries": max_retries,
+                        "headers": sending.headers,
+                    },
                     stream=True,
                 )
         except (CallFailed, TimeoutError):
             raise
         except Exception as error:
             raise self.failure(error) from error
+        finally:
+            _sending.reset(token)
         # The client says so in a header of its own, for the servers' statistics.
         retries = response.request.headers.get("x-stainless-retry-count", "0")
         return Opened(response=response, attempts=int(retries) + 1)
@@ -174,4 +199,7 @@ def _make_client(settings: ModelSettings) -> "openai.AsyncOpenAI":
 
 
 async def _stamp(request: "httpx2.Request") -> None:
+    # A request that follows a redirect has the extensions of the one before it.
+    if SENT_AT not in request.extensions:
+        _sending.get().requests += 1
     request.extensions[SENT_AT] = asyncio.get_running_loop().time()
