@@ -8,6 +8,7 @@ from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ControllerRouterHandler
+from opentelemetry.trace import Tracer
 
 from service.api.conversations import SessionChat, SessionTurns, TwoLines
 from service.api.documentation import (
@@ -33,11 +34,15 @@ from service.ports import Observer
 
 
 def create_app(
-    use_cases: UseCases, readiness: Readiness, settings: ApiSettings, observer: Observer
+    use_cases: UseCases,
+    readiness: Readiness,
+    settings: ApiSettings,
+    observer: Observer,
+    tracer: Tracer | None = None,
 ) -> ASGIApp:
-    """The application as a server runs it."""
+    """The application as a server runs it; without a tracer its requests have no spans."""
     routes = create_routes(use_cases, readiness, settings)
-    return Edge(routes, observer, logs_access=True, methods=methods_by_path(routes))
+    return Edge(routes, observer, logs_access=True, methods=methods_by_path(routes), tracer=tracer)
 
 
 def methods_by_path(routes: Litestar) -> dict[str, str]:

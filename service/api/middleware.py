@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.api.problems import cut_off_answer
-from service.api.tracing import TRACE_KEY, trace_id_from
+from service.api.tracing import TRACE_KEY, RequestTrace
 from service.domain.errors import Overloaded
 from service.domain.observations import RequestServed
 from service.ports import Observer
@@ -84,11 +85,13 @@ class Edge:
         *,
         logs_access: bool,
         methods: Mapping[str, str] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._methods = methods or {}
         self._observer = observer
         self._logs_access = logs_access
+        self._tracer = tracer or NoOpTracer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,8 +101,8 @@ class Edge:
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        trace_id = trace_id_from(scope["headers"])
-        scope[TRACE_KEY] = trace_id
+        trace = RequestTrace(self._tracer, scope)
+        trace_id = scope[TRACE_KEY] = trace.trace_id
         raw_path = scope.get("raw_path")
         if raw_path:
             scope["path"] = _routed_path(raw_path.partition(b"?")[0].decode("latin-1"))
@@ -131,7 +134,7 @@ class Edge:
             for message in cut_off_answer(trace_id):
                 await note(message)
         finally:
-            self._note(scope, status, time.perf_counter() - started)
+            self._note(scope, trace, status, time.perf_counter() - started)
 
     def _correct_allow(self, scope: Any, message: Any) -> None:
         allowed = self._methods.get(scope.get("path_template", ""))
@@ -139,9 +142,10 @@ class Edge:
             rest = [pair for pair in message["headers"] if pair[0].lower() != b"allow"]
             message["headers"] = [*rest, (b"allow", allowed.encode())]
 
-    def _note(self, scope: Any, status: int, seconds: float) -> None:
+    def _note(self, scope: Any, trace: RequestTrace, status: int, seconds: float) -> None:
         # Litestar leaves the route's template behind; a path itself may name people.
         route = scope.get("path_template") or UNROUTED
+        trace.end(scope.get("path_template") or None, status)
         method = scope["method"] if route != UNROUTED else "*"
         self._observer.observe(
             RequestServed(method=method, route=route, status=status, seconds=seconds)

@@ -1,7 +1,10 @@
-"""The clock and the observers of a real process."""
+"""The clock, the observers and the tracer of a real process."""
 
 import time
 
+from opentelemetry import trace
+
+from service import __version__
 from service.domain.observations import Observation
 from service.ports import Observer
 
@@ -12,6 +15,11 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def process_tracer() -> trace.Tracer:
+    """Of the SDK that the process was started with; it records nothing where there is none."""
+    return trace.get_tracer("chat_memory", __version__)
 
 
 class Observers:

@@ -17,7 +17,7 @@ from service.api.app import create_app
 from service.api.operations import Operations, create_operations_app
 from service.api.server import Listener, ServiceServer
 from service.api.use_cases import ApiSettings
-from service.bootstrap.ambient import Observers, SystemClock
+from service.bootstrap.ambient import Observers, SystemClock, process_tracer
 from service.bootstrap.connections import migrations_directory
 from service.bootstrap.flushers import open_flusher, open_word_index
 from service.bootstrap.stores import Store, open_store
@@ -71,6 +71,7 @@ async def serve(
                 import_seconds=settings.import_timeout_seconds,
             ),
             observer,
+            process_tracer(),
         )
         await _serve(settings, [(api, settings.port)], readiness, store, metrics, observer, started)
     log.info("stopped")
@@ -143,7 +144,11 @@ def _metrics(settings: Settings) -> PrometheusObserver:
     return PrometheusObserver(
         version=__version__,
         store=settings.store,
-        models=[settings.openai_model, *settings.fallback_models],
+        models=[
+            settings.openai_model,
+            *settings.fallback_models,
+            *([settings.summary_model] if settings.summary_model else []),
+        ],
     )
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from service.adapters.openai.model import ModelSettings, NoModel, OpenAIModel
 from service.adapters.tokens.vocabularies import Vocabularies
 from service.api.use_cases import UseCases
+from service.bootstrap.ambient import process_tracer
 from service.bootstrap.stores import Store
 from service.core.background import running
 from service.core.chat import Chat, ChatSettings
@@ -171,4 +172,5 @@ def _model(settings: Settings, clock: Clock, observer: Observer) -> OpenAIModel 
         ),
         observer,
         clock,
+        process_tracer(),
     )

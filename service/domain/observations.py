@@ -33,6 +33,8 @@ class ModelCalled(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     first_piece_seconds: float | None = None
     """Until a streamed answer began; None where it did not or was not streamed."""
+    retries: int = 0
+    """Requests after the first one, whether or not the server got it."""
 
 
 BreakerState = Literal["closed", "half_open", "open"]

@@ -99,6 +99,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     usage: Usage
     model: str
+    finish_reason: str | None = None
+    """Why it ended, where the server gave a reason of Chat Completions."""
 
 
 def named_calls(

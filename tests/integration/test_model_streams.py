@@ -101,6 +101,7 @@ async def test_pieces_come_and_then_the_whole(model, server, recorder):
             input_tokens=3, output_tokens=2, total_tokens=5, cached_tokens=1, reasoning_tokens=2
         ),
         model="m",
+        finish_reason="stop",
     )
     [call] = recorder.of(ModelCalled)
     assert (call.outcome, call.input_tokens, call.output_tokens) == ("ok", 3, 2)
@@ -207,7 +208,12 @@ async def test_what_was_said_to_its_end_is_an_answer_whatever_follows(model, ser
     heard = await listen(model)
     assert heard.error is None
     assert heard.answer == Answer(
-        content="yes", tool_calls=None, complete=True, usage=Usage(), model="m"
+        content="yes",
+        tool_calls=None,
+        complete=True,
+        usage=Usage(),
+        model="m",
+        finish_reason="stop",
     )
 
 

@@ -72,6 +72,7 @@ async def test_text_and_usage_come_back(model, server, ask):
             input_tokens=11, output_tokens=5, total_tokens=16, cached_tokens=4, reasoning_tokens=2
         ),
         model="m",
+        finish_reason="stop",
     )
 
 

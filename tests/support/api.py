@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from opentelemetry.trace import Tracer
 
 from service.api.app import create_app
 from service.api.use_cases import ApiSettings, UseCases
@@ -41,6 +42,7 @@ async def api_client(
     turn_deadline_seconds: float = 5.0,
     import_seconds: float = 60,
     unread_seconds: float = 30,
+    tracer: Tracer | None = None,
 ) -> AsyncGenerator[Client]:
     recorder, clock = Recorder(), SystemClock()
     chosen = msgspec.structs.replace(
@@ -66,6 +68,7 @@ async def api_client(
                 unread_seconds=unread_seconds,
             ),
             recorder,
+            tracer,
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType]  # Litestar's ASGI types
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

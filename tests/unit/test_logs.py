@@ -58,3 +58,16 @@ def test_lines_carry_the_trace_of_their_request():
     [line] = logged(TRACE)
     assert (line["trace_id"], line["field"]) == ("t1", 1)
     assert line["timestamp"].endswith("Z")
+
+
+STATE = """
+from opentelemetry.trace import TraceState
+logging.getLogger("opentelemetry.sdk.trace.export").warning("export failed")
+TraceState.from_header(["the planted secret"])
+TraceState([("key", "planted\\n")])
+"""
+
+
+def test_what_a_callers_trace_says_is_not_logged():
+    [line] = logged(STATE)
+    assert (line["logger"], line["event"]) == ("opentelemetry.sdk.trace.export", "export failed")

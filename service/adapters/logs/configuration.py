@@ -39,6 +39,8 @@ def configure(
     root.setLevel(level.upper())
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns with what a caller's tracestate says.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
-from service.adapters.openai.client import Client, ModelSettings, Opened, timed_out
+from service.adapters.openai.client import Client, ModelSettings, Opened, Sending, timed_out
 from service.adapters.openai.listening import Call, Listener, Patience
 from service.adapters.openai.refusals import CallFailed
 from service.adapters.openai.wire import ANSWER_BYTES_MAX, WireFormat, too_long
@@ -32,7 +32,7 @@ class Attempts:
             first_token=settings.first_token_seconds, stall=settings.stall_seconds
         )
 
-    async def pieces(self, call: Call) -> AsyncGenerator[Delta | Answer]:
+    async def pieces(self, call: Call, sending: Sending) -> AsyncGenerator[Delta | Answer]:
         """Deltas where the call is streamed, and the answer. Raises CallFailed.
 
         Closing the generator closes the connection, so that the server stops.
@@ -40,7 +40,7 @@ class Attempts:
         body = self._wire.body(call.prompt, streamed=call.streamed)
         left = self._max_retries + 1
         while True:
-            opened = await self._open(call, body, max_retries=left - 1)
+            opened = await self._open(call, body, sending, max_retries=left - 1)
             left -= opened.attempts
             pause = _pause_after(self._max_retries + 1 - left)
             told = False
@@ -59,12 +59,15 @@ class Attempts:
                 await opened.close()
             await asyncio.sleep(pause)
 
-    async def _open(self, call: Call, body: dict[str, Any], *, max_retries: int) -> Opened:
+    async def _open(
+        self, call: Call, body: dict[str, Any], sending: Sending, *, max_retries: int
+    ) -> Opened:
         patience = self._patience.first_token if call.streamed else call.deadline - _now()
         try:
             return await self._client.post(
                 self._wire.path,
                 body,
+                sending,
                 max_retries=max_retries,
                 read_seconds=max(patience, 0),
                 deadline=call.deadline,

@@ -11,6 +11,7 @@ from service.adapters.openai.wire import (
     Gathered,
     Tokens,
     empty,
+    known_reason,
     model_name,
     truncated,
     unreadable,
@@ -120,6 +121,7 @@ class ChatCompletions:
             complete=choice.finish_reason not in CUT_REASONS,
             usage=_read_usage(completion.usage),
             model=model_name(completion.model, asked_model),
+            finish_reason=known_reason(choice.finish_reason),
         )
 
     def reading(self, asked_model: str) -> "CompletionReading":
@@ -173,6 +175,7 @@ class CompletionReading:
             complete=self._finish_reason not in CUT_REASONS,
             usage=self._usage,
             model=self._model,
+            finish_reason=known_reason(self._finish_reason),
         )
 
     def _take_choice(self, choice: _ChunkChoice, event_bytes: int) -> Delta | None:

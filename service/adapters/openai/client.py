@@ -5,9 +5,11 @@ The typed calls walk over every message of the window, which costs more than all
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -25,9 +27,6 @@ DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 CLOSED: Final = "The model's client is closed."
 SENT_AT: Final = "chat_memory.sent_at"
 CLOSE_SECONDS: Final = 1.0
-
-_deadline: ContextVar[float] = ContextVar("deadline")
-"""Of the call that is being sent; the client has no place for it."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +49,24 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """For so long."""
     fallback_models: tuple[str, ...] = ()
     """Asked in this order where the model of a prompt is away."""
+
+
+@dataclass(slots=True)
+class Sending:
+    """What goes out with each request of a call, and how many went."""
+
+    headers: Mapping[str, str]
+    requests: int = 0
+    deadline: float = math.inf
+    """In the time of the event loop."""
+
+    @property
+    def retries(self) -> int:
+        return max(0, self.requests - 1)
+
+
+_sending: ContextVar[Sending] = ContextVar("chat_memory_sending")
+"""Of the call that is being sent; the client has no place for it."""
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +118,7 @@ class Client:
         self,
         path: str,
         body: Mapping[str, Any],
+        sending: Sending,
         *,
         max_retries: int,
         read_seconds: float,
@@ -112,7 +130,8 @@ class Client:
         time of the event loop. A wait that the server asks for and that reaches beyond it is not
         begun. Raises CallFailed.
         """
-        _deadline.set(deadline)
+        sending.deadline = deadline
+        token = _sending.set(sending)
         try:
             async with asyncio.timeout_at(deadline):
                 client = await self.open()
@@ -120,13 +139,19 @@ class Client:
                     path,
                     cast_to=import_module("httpx2").Response,
                     body=body,
-                    options={"timeout": self._timeout(read_seconds), "max_retries": max_retries},
+                    options={
+                        "timeout": self._timeout(read_seconds),
+                        "max_retries": max_retries,
+                        "headers": sending.headers,
+                    },
                     stream=True,
                 )
         except (CallFailed, TimeoutError):
             raise
         except Exception as error:
             raise self.failure(error) from error
+        finally:
+            _sending.reset(token)
         # The client says so in a header of its own, for the servers' statistics.
         retries = response.request.headers.get("x-stainless-retry-count", "0")
         return Opened(response=response, attempts=int(retries) + 1)
@@ -181,6 +206,9 @@ def _make_client(settings: ModelSettings) -> "openai.AsyncOpenAI":
 
 
 async def _stamp(request: "httpx2.Request") -> None:
+    # A request that follows a redirect has the extensions of the one before it.
+    if SENT_AT not in request.extensions:
+        _sending.get().requests += 1
     request.extensions[SENT_AT] = asyncio.get_running_loop().time()
 
 
@@ -190,5 +218,5 @@ async def _refuse_late(response: "httpx2.Response") -> None:
     It obeys this header. So the caller is told at once what the server said.
     """
     wait = asked_wait(response.headers)
-    if wait is not None and asyncio.get_running_loop().time() + wait >= _deadline.get():
+    if wait is not None and asyncio.get_running_loop().time() + wait >= _sending.get().deadline:
         response.headers["x-should-retry"] = "false"

@@ -5,7 +5,9 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
 
 import msgspec
+from opentelemetry.trace import NoOpTracer, Tracer
 
+from service.adapters.openai.accounting import Accounts
 from service.adapters.openai.attempts import Attempts
 from service.adapters.openai.breaker import Breakers
 from service.adapters.openai.chat_completions import ChatCompletions
@@ -14,8 +16,7 @@ from service.adapters.openai.listening import Call
 from service.adapters.openai.refusals import CallFailed
 from service.adapters.openai.responses import Responses
 from service.domain.errors import ChatMemoryError, ModelUnavailable, Overloaded
-from service.domain.observations import ModelCalled
-from service.domain.turns import Answer, Delta, Prompt, Usage
+from service.domain.turns import Answer, Delta, Prompt
 from service.ports import Clock, Observer
 
 __all__ = ["ModelSettings", "NoModel", "OpenAIModel"]
@@ -30,10 +31,16 @@ class OpenAIModel:
     the first one's.
     """
 
-    def __init__(self, settings: ModelSettings, observer: Observer, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        observer: Observer,
+        clock: Clock,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Without a tracer there are no spans; the trace of a request is passed on all the same."""
         self._settings = settings
-        self._observer = observer
-        self._clock = clock
+        self._accounts = Accounts(settings, tracer or NoOpTracer(), observer, clock)
         self._client = Client(settings)
         wire = Responses() if settings.api == "responses" else ChatCompletions()
         self._attempts = Attempts(self._client, wire, settings)
@@ -103,57 +110,29 @@ class OpenAIModel:
 
     async def _ask_one(self, call: Call) -> AsyncGenerator[Delta | Answer]:
         permit = self._breakers.admit(call.prompt.model)
-        tally = _Tally(call.prompt.model, self._clock)
+        account = self._accounts.open(call)
         try:
-            async with aclosing(self._attempts.pieces(call)) as pieces:
+            async with aclosing(self._attempts.pieces(call, account.sending)) as pieces:
                 async for piece in pieces:
-                    tally.take(piece)
+                    account.take(piece)
                     if isinstance(piece, Answer):
                         permit.worked()
                     else:
                         permit.began()
                     yield piece
         except CallFailed as failed:
-            tally.outcome = failed.error.code
+            account.outcome = failed.error.code
             if failed.outage:
                 permit.failed()
             raise failed.error from failed.__cause__
         except (asyncio.CancelledError, GeneratorExit):
             # Whoever leaves after the answer has had it.
-            if tally.outcome != "ok":
-                tally.outcome = "cancelled"
+            if account.outcome != "ok":
+                account.outcome = "cancelled"
             raise
         finally:
             permit.release()
-            self._observer.observe(tally.called())
-
-
-class _Tally:
-    """What one call came to."""
-
-    def __init__(self, model: str, clock: Clock) -> None:
-        self._model = model
-        self._clock = clock
-        self._started = clock.monotonic()
-        self._first_piece: float | None = None
-        self._usage = Usage()
-        self.outcome = "internal"
-
-    def take(self, piece: Delta | Answer) -> None:
-        if isinstance(piece, Answer):
-            self.outcome, self._usage = "ok", piece.usage
-        elif self._first_piece is None:
-            self._first_piece = self._clock.monotonic() - self._started
-
-    def called(self) -> ModelCalled:
-        return ModelCalled(
-            model=self._model,
-            outcome=self.outcome,
-            seconds=self._clock.monotonic() - self._started,
-            input_tokens=self._usage.input_tokens,
-            output_tokens=self._usage.output_tokens,
-            first_piece_seconds=self._first_piece,
-        )
+            account.close()
 
 
 class NoModel:

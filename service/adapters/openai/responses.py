@@ -242,7 +242,18 @@ def _answer(response: _Response, gathered: Gathered, asked_model: str) -> Answer
         complete=response.status != "incomplete",
         usage=_read_usage(response.usage),
         model=model_name(response.model, asked_model),
+        finish_reason=_finish_reason(response, reason, called=tool_calls is not None),
     )
+
+
+def _finish_reason(response: _Response, cut: str | None, *, called: bool) -> str | None:
+    match response.status:
+        case "incomplete":
+            return CUT_REASONS.get(cut or "")
+        case "completed":
+            return "tool_calls" if called else "stop"
+        case _:
+            return None
 
 
 def _failure(response: _Response) -> Exception:

@@ -18,6 +18,10 @@ ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
+FINISH_REASONS: Final = frozenset(
+    {"stop", "length", "tool_calls", "content_filter", "function_call"}
+)
+
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 """An escaped NUL character in JSON; not a text that spells the escape out."""
 
@@ -114,6 +118,11 @@ def empty(reason: str | None) -> ModelError:
             return ModelError("The model's answer was held back by a content filter.")
         case _:
             return ModelError("The model's answer is empty.", retryable=True)
+
+
+def known_reason(named: str | None) -> str | None:
+    """Servers may write anything there, and it is told to operators."""
+    return named if named in FINISH_REASONS else None
 
 
 def model_name(named: str | None, asked: str) -> str:

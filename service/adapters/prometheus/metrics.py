@@ -38,7 +38,14 @@ from service.domain.observations import (
 
 PREFIX: Final = "chat_memory"
 FAST_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-MODEL_BUCKETS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+GEN_AI: Final = "gen_ai_client"
+"""Models are measured by OpenTelemetry's GenAI conventions: their names, labels and buckets."""
+GEN_AI_SECONDS: Final = tuple(0.01 * 2**power for power in range(14))
+GEN_AI_TOKENS: Final = tuple(4**power for power in range(14))
+GEN_AI_LABELS: Final = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+CHAT: Final = ("chat", "openai")
+"""The one operation, and the wire format's provider."""
+OTHER_MODEL: Final = "other"
 BATCH_BUCKETS: Final = (1, 5, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 BREAKER_LEVELS: Final[Mapping[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -127,13 +134,17 @@ class PrometheusObserver:
                 if what.model in self._models:
                     self._breakers.labels(what.model).set(BREAKER_LEVELS[what.state])
             case ModelCalled():
-                model = what.model if what.model in self._models else "other"
-                self._model_calls.labels(model, what.outcome).inc()
-                self._model_seconds.labels(model).observe(what.seconds)
+                model = what.model if what.model in self._models else OTHER_MODEL
+                # An empty label counts as none.
+                error = "" if what.outcome == "ok" else what.outcome
+                self._model_seconds.labels(*CHAT, model, error).observe(what.seconds)
                 if what.first_piece_seconds is not None:
-                    self._first_piece.labels(model).observe(what.first_piece_seconds)
-                self._model_tokens.labels(model, "input").inc(what.input_tokens)
-                self._model_tokens.labels(model, "output").inc(what.output_tokens)
+                    self._first_chunk.labels(*CHAT, model).observe(what.first_piece_seconds)
+                for kind, tokens in (("input", what.input_tokens), ("output", what.output_tokens)):
+                    # Zero: the server did not count.
+                    if tokens:
+                        self._model_tokens.labels(*CHAT, model, kind).observe(tokens)
+                self._model_retries.labels(model).inc(what.retries)
 
     def _make_memory_metrics(self) -> None:
         self._appended = self._counter(
@@ -176,24 +187,37 @@ class PrometheusObserver:
         self._summaries = self._counter("summaries", "Rolling summaries, by outcome", "outcome")
 
     def _make_model_metrics(self) -> None:
-        self._model_calls = self._counter("model_calls", "Calls of a model", "model", "outcome")
         self._model_seconds = self._histogram(
-            "model_call_seconds", "Time of a call, retries included", MODEL_BUCKETS, "model"
+            "operation_duration_seconds",
+            "Time of a model's call, retries included",
+            GEN_AI_SECONDS,
+            *GEN_AI_LABELS,
+            "error_type",
+            namespace=GEN_AI,
         )
-        self._first_piece = self._histogram(
-            "model_first_piece_seconds",
+        self._first_chunk = self._histogram(
+            "operation_time_to_first_chunk_seconds",
             "Time until a streamed answer began",
-            MODEL_BUCKETS,
-            "model",
+            GEN_AI_SECONDS,
+            *GEN_AI_LABELS,
+            namespace=GEN_AI,
+        )
+        self._model_tokens = self._histogram(
+            "token_usage",
+            "Tokens of a model's call, as its server counts them",
+            GEN_AI_TOKENS,
+            *GEN_AI_LABELS,
+            "gen_ai_token_type",
+            namespace=GEN_AI,
+        )
+        self._model_retries = self._counter(
+            "model_retries", "Requests to a model that repeated one", "model"
         )
         self._breakers = self._gauge(
             "model_breaker_state", "Of the circuit breaker: 0 closed, 1 half open, 2 open", "model"
         )
         for model in self._models:
             self._breakers.labels(model).set(BREAKER_LEVELS["closed"])
-        self._model_tokens = self._counter(
-            "model_tokens", "Tokens, as the model's server counts them", "model", "kind"
-        )
 
     def _make_process_metrics(self) -> None:
         self._requests = self._counter(
@@ -217,8 +241,13 @@ class PrometheusObserver:
         return Gauge(name, text, labels, namespace=PREFIX, registry=self._registry)
 
     def _histogram(
-        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+        self,
+        name: str,
+        text: str,
+        buckets: tuple[float, ...],
+        *labels: str,
+        namespace: str = PREFIX,
     ) -> Histogram:
         return Histogram(
-            name, text, labels, namespace=PREFIX, registry=self._registry, buckets=buckets
+            name, text, labels, namespace=namespace, registry=self._registry, buckets=buckets
         )
