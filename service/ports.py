@@ -432,10 +432,18 @@ class Stops(Protocol):
         """
         ...
 
-    def told(self, lease_token: str, look: Callable[[], None]) -> AbstractContextManager[None]:
+    @property
+    def changes(self) -> int:
+        """Rises whenever stops may have been missed."""
+        ...
+
+    def told(
+        self, lease_token: str, look: Callable[[], None], *, since: int
+    ) -> AbstractContextManager[None]:
         """Call ``look`` whenever that turn is to look, and when ``listening`` changes.
 
-        At once where it was asked to end since its begin.
+        At once where it was asked to end since its begin, or may have been: ``since`` is what
+        ``changes`` was before that.
         """
         ...
 

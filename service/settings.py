@@ -91,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     request_timeout_seconds: Seconds = 20.0
     turn_deadline_seconds: Annotated[float, Meta(gt=0, le=270)] = 120.0
-    turn_lease_seconds: Annotated[float, Meta(ge=1)] = 10.0
+    turn_lease_seconds: Annotated[float, Meta(ge=1, le=60)] = 10.0
     turn_on_disconnect: Literal["continue", "cancel"] = "continue"
     turn_wait_seconds: Annotated[float, Meta(ge=0, le=270)] = 30.0
     first_token_timeout_seconds: Seconds = 30.0

@@ -255,8 +255,8 @@ async def answered(
 ) -> Response[TurnView] | Stream:
     if streams:
         streamed = await use_cases.chat.stream(request)
-        turn_id = streamed.turn.turn_id
-        return event_stream(streamed, left=lambda: use_cases.chat.left(turn_id))
+        turn = streamed.turn
+        return event_stream(streamed, left=lambda: use_cases.chat.left(turn))
     given = await use_cases.chat.answer(request)
     headers = {"Idempotency-Replayed": "true"} if given.replayed else {}
     return Response(view_turn(given.turn), headers=headers)

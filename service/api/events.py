@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
@@ -55,17 +56,18 @@ async def _events(
     try:
         if after is None:
             yield _started(turn, attempt)
-        async for event in _kept_alive(streamed.events):
-            if event is None:
-                yield KEEP_ALIVE
-                continue
-            now = event.place.attempt if isinstance(event, Told) else event.attempt
-            if now and attempt and now != attempt:
-                # It began again, or went on: what was told before is nothing of what comes now.
-                yield _started(turn, now)
-            attempt = now or attempt
-            over = isinstance(event, Turn)
-            yield _encoded(event)
+        async with aclosing(_kept_alive(streamed.events)) as events:
+            async for event in events:
+                if event is None:
+                    yield KEEP_ALIVE
+                    continue
+                now = event.place.attempt if isinstance(event, Told) else event.attempt
+                if now and attempt and now != attempt:
+                    # It began again, or went on: what was told before is not part of it.
+                    yield _started(turn, now)
+                attempt = now or attempt
+                over = isinstance(event, Turn)
+                yield _encoded(event)
     finally:
         if not over and left is not None:
             left()

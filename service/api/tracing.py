@@ -42,14 +42,14 @@ class RequestTrace:
         )
         found = self._span.get_span_context()
         self.trace_id = trace.format_trace_id(found.trace_id) if found.is_valid else new_trace_id()
-        self._token = (
-            context.attach(trace.set_span_in_context(self._span)) if found.is_valid else None
-        )
+        # Also where there is none: a server may run this in the context of the request before it.
+        none = context.Context()
+        own = trace.set_span_in_context(self._span, none) if found.is_valid else none
+        self._token = context.attach(own)
 
     def end(self, route: str | None, status: int) -> None:
         """``route`` is the template, None where the request has none."""
-        if self._token is not None:
-            context.detach(self._token)
+        context.detach(self._token)
         if self._span.is_recording():
             self._span.update_name(self._name(route))
             self._span.set_attribute("http.response.status_code", status)

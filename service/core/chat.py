@@ -154,11 +154,11 @@ class Chat:
             return Streamed(turn=here.begun_turn(), events=self._followed(here, place))
         return Streamed(turn=turn, events=self._followed_elsewhere(ref, turn, place))
 
-    def left(self, turn_id: TurnId) -> None:
+    def left(self, turn: Turn) -> None:
         """The caller of a streamed turn has gone before its end."""
-        here = self._generations.of(turn_id)
-        if here is not None and self._settings.ends_when_left:
-            here.cancel()
+        here = self._generations.of(turn.turn_id)
+        if self._settings.ends_when_left and here and here.running.attempt == turn.attempt:
+            here.leave()
 
     async def _followed(self, generation: Generation, place: Place) -> AsyncGenerator[Told | Turn]:
         async with aclosing(generation.follow(place)) as pieces:
@@ -230,7 +230,7 @@ class Chat:
             check_request(request, message_bytes_max=self._settings.message_bytes_max)
         self._generations.check_open()
         lease_token = secrets.token_hex(16)
-        beginning = self._beginning
+        beginning, stops_heard = self._beginning, self._turns.stops.changes
         command = await beginning.command(request, lease_token, model=self._model_of(request))
         try:
             begun = await (beginning.begun_or_joined if joins else beginning.begun)(command)
@@ -240,7 +240,9 @@ class Chat:
         if isinstance(begun, Replayed):
             return begun
         chosen = plan(request.options.over(begun.history.document.context))
-        running = RunningTurn(request, lease_token, begun, chosen, started=started)
+        running = RunningTurn(
+            request, lease_token, begun, chosen, started=started, stops_heard=stops_heard
+        )
         return self._generations.start(running, streams=streams)
 
     def _model_of(self, request: ChatRequest) -> str:

@@ -59,7 +59,9 @@ class Ending:
         turn = await self._finish(running, state, body, usage=answer.usage, model=answer.model)
         self._offer(running)
         overhead = self._clock.monotonic() - running.started - model_seconds
-        self._observer.observe(TurnEnded(outcome=turn.state, overhead_seconds=overhead))
+        waits = turn.state == "completed" and bool(body.tool_calls)
+        outcome = "tool_calls" if waits else turn.state
+        self._observer.observe(TurnEnded(outcome=outcome, overhead_seconds=overhead))
         return turn
 
     async def kept(

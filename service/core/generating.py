@@ -55,6 +55,8 @@ class Generation:
     def __init__(self, owner: Generating, running: RunningTurn, *, streams: bool) -> None:
         self.running = running
         self.said: list[Delta] = []
+        self._followers = 0
+        self._left = False
         self._owner = owner
         self._streams = streams
         self._model_seconds = 0.0
@@ -103,20 +105,32 @@ class Generation:
         self._asked_to_end = True
         self._looks.set()
 
+    def leave(self) -> None:
+        """Ask it to end as soon as nobody of this process reads it."""
+        self._left = True
+        if not self._followers:
+            self.cancel()
+
     async def follow(self, wanted: Place) -> AsyncGenerator[Told]:
         """What is said after a place, as it comes, until the turn's end."""
         seen, start = 0, Place(attempt=self.running.attempt)
         wanted = wanted.of(self.running.attempt)
-        while True:
-            moved, ended_ = self._moved, self.task.done()
-            fresh = self.said[seen:]
-            for told in told_after(wanted, start, fresh):
-                yield told
-            seen += len(fresh)
-            start = functools.reduce(Place.after, fresh, start)
-            if ended_:
-                return
-            await moved.wait()
+        self._followers += 1
+        try:
+            while True:
+                moved, ended_ = self._moved, self.task.done()
+                fresh = self.said[seen:]
+                for told in told_after(wanted, start, fresh):
+                    yield told
+                seen += len(fresh)
+                start = functools.reduce(Place.after, fresh, start)
+                if ended_:
+                    return
+                await moved.wait()
+        finally:
+            self._followers -= 1
+            if self._left:
+                self.leave()
 
     async def _run(self) -> Turn:
         asking = owned_task(self._ask(), name="turn-model")
@@ -197,7 +211,7 @@ class Generation:
         A failed renewal is tried again. Whether the session was cleared or taken, its end tells.
         """
         turns, token = self._owner.turns, self.running.lease_token
-        with turns.stops.told(token, self._looks.set):
+        with turns.stops.told(token, self._looks.set, since=self.running.stops_heard):
             renewed = True
             while True:
                 await self._until_look(renewed=renewed)

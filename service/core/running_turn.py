@@ -38,6 +38,7 @@ class RunningTurn:
         chosen: Plan,
         *,
         started: float,
+        stops_heard: int,
     ) -> None:
         self.request = request
         self.turn_id = begun.turn_id
@@ -47,6 +48,8 @@ class RunningTurn:
         self.chosen = chosen
         self.started = started
         """When the request came, by the monotonic clock."""
+        self.stops_heard = stops_heard
+        """How often stops may have been missed, when it began."""
         self.shown: Shown | None = None
         """What the model was shown, once that is decided."""
 

@@ -16,15 +16,20 @@ class TurnStops:
         self._listening = listening
         self._looks: dict[str, Callable[[], None]] = {}
         self._early: deque[str] = deque(maxlen=EARLY_MAX)
+        self._changes = 0
 
     @property
     def listening(self) -> bool:
         return self._listening
 
+    @property
+    def changes(self) -> int:
+        return self._changes
+
     @contextmanager
-    def told(self, lease_token: str, look: Callable[[], None]) -> Generator[None]:
+    def told(self, lease_token: str, look: Callable[[], None], *, since: int) -> Generator[None]:
         self._looks[lease_token] = look
-        if lease_token in self._early:
+        if lease_token in self._early or since != self._changes:
             look()
         try:
             yield
@@ -42,5 +47,6 @@ class TurnStops:
     def listen(self, *, listening: bool) -> None:
         """From now on stops are heard, or are not: all turns look, for one may have been missed."""
         self._listening = listening
+        self._changes += 1
         for look in tuple(self._looks.values()):
             look()

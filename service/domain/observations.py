@@ -21,6 +21,7 @@ class HotRead(msgspec.Struct, frozen=True, kw_only=True):
 
 class TurnEnded(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
+    """Its state; ``tool_calls`` where it goes on with their results, and is not over."""
     overhead_seconds: float | None
     """The turn's time less the model's; None where it did not come to its end."""
 

@@ -347,7 +347,7 @@ async def followed(memory: Kept, token: str) -> AsyncGenerator[asyncio.Event]:
         if memory.name != "postgres":
             await eventually(lambda: stops.listening, within_seconds=5)
         await memory.store.turns.begin(begin(token=token))
-        with stops.told(token, look.set):
+        with stops.told(token, look.set, since=stops.changes):
             yield look
 
 
@@ -365,7 +365,7 @@ async def stopped(memory: Kept, how: str) -> None:
 async def test_a_turn_that_is_to_end_is_told_to_look(memory, how):
     stops, others = memory.store.turns.stops, asyncio.Event()
     async with followed(memory, "t1") as look:
-        with stops.told("t2", others.set):
+        with stops.told("t2", others.set, since=stops.changes):
             assert not look.is_set()
             await stopped(memory, how)
             # PostgreSQL tells nobody, and says so: there a turn looks often.
@@ -381,14 +381,16 @@ async def test_a_stop_that_came_before_its_turn_was_followed_is_told(memory):
         if not memory.store.turns.stops.listening:
             return
         await memory.store.turns.finish(finish())
+        stops = memory.store.turns.stops
+        since = stops.changes
         begun = await memory.store.turns.begin(begin(token="t2"))
         assert isinstance(begun, Begun)
-        with memory.store.turns.stops.told("t2", look.set):
+        with stops.told("t2", look.set, since=since):
             assert not look.is_set()
         await memory.store.transcripts.clear(ref())
 
         async def told() -> bool:
-            with memory.store.turns.stops.told("t2", look.set):
+            with stops.told("t2", look.set, since=since):
                 return look.is_set()
 
         await eventually(told, within_seconds=5)

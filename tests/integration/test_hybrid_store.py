@@ -465,6 +465,22 @@ async def test_a_note_beside_the_filling_of_a_cold_session_ends_no_waiting(
     assert (await contents(hybrid))[-4:] == ["hi", "hello", "note", "42"]
 
 
+@pytest.mark.parametrize("cold", [False, True])
+async def test_what_was_said_since_counts_also_where_it_is_not_hot(hybrid, redis, cold):
+    await hybrid.store.turns.begin(turn())
+    called = await hybrid.store.turns.finish(msgspec.structs.replace(answer(), asked=b"{}"))
+    await append(hybrid, "another question")
+    notes = tuple(said(str(number), "system") for number in range(60))
+    await hybrid.store.transcripts.append(Append(ref=ref(), bodies=notes))
+    await hybrid.flush()
+    if cold:
+        for key in [key async for key in redis.scan_iter("*:head:*")]:
+            await redis.delete(key)
+    await hybrid.store.transcripts.append(Append(ref=ref(), bodies=(said("x", "system"),)))
+    with pytest.raises(TurnNotWaiting):
+        await hybrid.store.turns.begin(going_on(called.message_id))
+
+
 async def test_results_are_refused_where_the_backlog_is_full(settings):
     small = msgspec.structs.replace(settings, journal_backlog_max=3)
     async with kept(small) as hybrid:

@@ -201,6 +201,7 @@ async def test_nul_characters_are_replaced(model, server):
         [chunk("stop", content="yes"), DONE, HANG],
         [chunk("stop", content="yes"), HANG],
         [data({"choices": [{"delta": None}]}), chunk("stop", content="yes"), DONE, b"data: {\n\n"],
+        [chunk("stop", content="yes"), b"data: " + b"x" * 1_100_000 + b"\n\n", DONE],
     ],
 )
 async def test_what_was_said_to_its_end_is_an_answer_whatever_follows(model, server, steps):

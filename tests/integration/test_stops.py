@@ -268,10 +268,65 @@ async def test_without_a_right_to_channels_turns_end_all_the_same(hybrid_setting
                 call = await asked(one)
                 await ends_in_time(one, call, stop(other))
             assert one.stops.listening == granted
-            noted = [what.reason for what in one.client.recorder.of(ComponentFailed)]
-            assert noted == ([] if granted else ["NoPermissionError"])
+            noted = one.client.recorder.of(ComponentFailed)
+            assert len(noted) == (0 if granted else 1)
     finally:
         await redis.execute_command("ACL", "DELUSER", "limited")
+
+
+async def test_who_may_listen_and_not_publish_hears_nothing_and_says_so(hybrid_settings, redis):
+    await redis.execute_command(
+        *("ACL", "SETUSER", "mute", "reset", "on", ">pw", "~{cm*", "&*", "+@all", "-publish")
+    )
+    try:
+        url = hybrid_settings.redis_url.replace("redis://", "redis://mute:pw@")
+        limited = msgspec.structs.replace(hybrid_settings, store="redis", redis_url=url)
+        async with process(limited) as one, process(limited) as other:
+            await eventually(
+                lambda: bool(one.client.recorder.of(ComponentFailed)), within_seconds=5
+            )
+            assert not one.stops.listening
+            one.model.gate = asyncio.Event()
+            asking = asyncio.ensure_future(one.http.post(CHAT, json=ASKED))
+            await one.model.asked.wait()
+            began = time.monotonic()
+            await other.http.delete("/v1/sessions/s/messages")
+            assert (await asking).json()["state"] == "cancelled"
+            assert time.monotonic() - began < SPENDING_SECONDS
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "mute")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_stop_beside_the_begin_of_its_turn_is_heard(two, redis, monkeypatch, lost):
+    one, other = two
+    turns, begun, goes_on = one.client.use_cases.chat._turns, asyncio.Event(), asyncio.Event()
+    begin = turns.begin
+
+    async def slow(command: Any) -> Any:
+        done = await begin(command)
+        begun.set()
+        await goes_on.wait()
+        return done
+
+    monkeypatch.setattr(turns, "begin", slow)
+    one.model.gate = asyncio.Event()
+    asking = asyncio.ensure_future(one.http.post(CHAT, json=ASKED))
+    await begun.wait()
+    heard = one.stops.changes
+    if lost:
+        await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    assert (await other.http.delete("/v1/sessions/s/messages")).status_code == 204
+    if lost and heard:
+        # Lost, and had again, while nobody followed the turn.
+        async def had_again() -> bool:
+            return one.stops.changes == heard + 2
+
+        await eventually(had_again, within_seconds=5)
+    told = time.monotonic()
+    goes_on.set()
+    assert (await asking).json()["state"] == "cancelled"
+    assert time.monotonic() - told < SPENDING_SECONDS
 
 
 async def test_each_process_hears_of_its_own_turns_alone(hybrid_settings, redis):

@@ -10,10 +10,11 @@ import pytest
 from redis.asyncio import Redis
 
 from service.domain.errors import HotUnavailable
+from service.domain.sessions import SessionRef
 from service.ports import Finished
 from service.settings import Settings
 from tests.support.polling import eventually
-from tests.support.scripted_model import answer_of
+from tests.support.scripted_model import answer_of, calls_of
 from tests.support.serving import Event, Process, process
 
 CHAT = "/v1/sessions/s/chat"
@@ -305,6 +306,41 @@ async def test_a_turn_whose_caller_leaves_ends_where_that_is_set(hybrid_settings
 
         await eventually(cancelled, within_seconds=5)
         assert (await here.messages())[1] == ("assistant", "echo: one ", "incomplete")
+
+
+async def test_who_leaves_ends_no_turn_that_others_read():
+    async with process(Settings(store="memory", turn_on_disconnect="cancel")) as here:
+        here.model.word_gate = asyncio.Semaphore(2)
+        headers = {"Idempotency-Key": "k"}
+        first = here.events(CHAT, json=ASKED, headers=headers)
+        async with aclosing(first):
+            assert (await anext(first)).name == "turn.started"
+            second = here.events(CHAT, json=ASKED, headers=headers)
+            seen = [await anext(second), await anext(second)]
+        turn_id = seen[0].data["turn_id"]
+        generation = here.client.use_cases.chat._generations.of(turn_id)
+        assert generation is not None
+        await eventually(lambda: generation._left, within_seconds=5)
+        go_on(here)
+        seen += await all_of(second)
+        assert (text_of(seen), seen[-1].data["state"]) == (SAID, "completed")
+
+
+async def test_who_leaves_an_ended_stream_ends_no_later_run_of_its_turn():
+    async with process(Settings(store="memory", turn_on_disconnect="cancel")) as here:
+        chat = here.client.use_cases.chat
+        here.model.script.append(calls_of("c1"))
+        turn = (await here.http.post(CHAT, json={"message": "look"})).json()
+        ended = (await chat.events(SessionRef("default", "s"), turn["turn_id"])).turn
+        here.model.gate = asyncio.Event()
+        here.model.asked.clear()
+        path = f"/v1/sessions/s/turns/{turn['turn_id']}/tool-results"
+        body = {"results": [{"tool_call_id": "c1", "content": "1"}]}
+        going_on = asyncio.ensure_future(here.http.post(path, json=body))
+        await here.model.asked.wait()
+        chat.left(ended)
+        here.model.gate.set()
+        assert (await going_on).json()["state"] == "completed"
 
 
 async def test_an_answer_outlives_an_outage_of_its_store(redis_url, database_url):

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.flushers import open_flusher
 from service.domain.errors import ModelError
+from service.domain.observations import TurnEnded
 from service.settings import Settings
 from tests.support.api import api_client, problem
 from tests.support.model_server import ModelServer, Reply
@@ -252,6 +253,19 @@ async def test_the_same_results_run_a_turn_again_whose_model_failed(here):
     assert await roles(here) == ["user", "assistant", "tool", "assistant"]
 
 
+@pytest.mark.parametrize("key", [{"Idempotency-Key": "other"}, {}])
+async def test_a_key_whose_turn_another_call_ended_runs_nothing_again(here, key):
+    turn = await called(here)
+    here.model.script.append(ModelError("no"))
+    mine = {"Idempotency-Key": "k"}
+    failed = await here.http.post(path(turn), json=results(c1="1"), headers=mine)
+    problem(failed, 502, "model_error")
+    assert (await here.http.post(path(turn), json=results(c1="1"), headers=key)).status_code == 200
+    again = await here.http.post(path(turn), json=results(c1="1"), headers=mine)
+    problem(again, 409, "turn_state")
+    assert await roles(here) == ["user", "assistant", "tool", "assistant"]
+
+
 async def test_what_is_said_between_ends_the_waiting(here):
     turn = await called(here)
     assert (await here.http.post(CHAT, json={"message": "never mind"})).status_code == 200
@@ -283,6 +297,13 @@ async def test_a_turn_of_a_forgotten_session_does_not_go_on(here, forget):
         problem(response, 409, "turn_state")
     else:
         problem(response, 404, "not_found")
+
+
+async def test_a_tool_turn_ends_once_in_the_metrics(one):
+    turn = await called(one)
+    await one.http.post(path(turn), json=results(c1="1"))
+    outcomes = [ended.outcome for ended in one.client.recorder.of(TurnEnded)]
+    assert outcomes == ["tool_calls", "completed"]
 
 
 @pytest.mark.parametrize("store", ["memory", "postgres"])

@@ -295,3 +295,26 @@ async def test_a_process_that_is_started_with_an_sdk_tells_its_spans(tmp_path: P
     assert sent == f"00-{TRACE}-{called['context']['span_id'][2:]}-01"
     assert 'gen_ai_request_model="m",gen_ai_token_type="output"' in metrics
     assert "planted" not in "".join(lines) + metrics + process.log.read_text("utf-8")
+
+
+@pytest.mark.parametrize("traced", [True, False])
+async def test_requests_in_one_pipeline_have_traces_of_their_own(traced):
+    async with way_of(Spans() if traced else None) as way:
+        reader, writer = await asyncio.open_connection(
+            way.http.base_url.host, way.http.base_url.port
+        )
+        del reader
+        for user, headers in (("u1", f"traceparent: {PARENT}\r\ntracestate: a=1\r\n"), ("u2", "")):
+            body = msgspec.json.encode({"user_id": user, "message": "hi"})
+            head = (
+                "POST /chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\n{headers}\r\n"
+            )
+            writer.write(head.encode() + body)
+        await writer.drain()
+        await eventually(lambda: len(way.model_server.headers) == 2, within_seconds=5)
+        first, second = way.model_server.headers
+        assert PARENT.split("-")[1] in first["traceparent"]
+        assert PARENT.split("-")[1] not in second.get("traceparent", "")
+        assert "tracestate" not in second
+        writer.close()

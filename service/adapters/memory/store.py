@@ -185,7 +185,8 @@ class MemoryStore:
 
     def _forget_turns(self, ref: SessionRef) -> None:
         for place in [place for place in self.turns if place[0] == ref]:
-            self.unkeyed.pop(self.turns.pop(place).token, None)
+            call = self.turns.pop(place)
+            call.state, call.result, call.answer_id, call.asked = "cancelled", b"", None, b""
 
     def erase(self, ref: SessionRef) -> int:
         """The session and the records of its calls; how many records."""

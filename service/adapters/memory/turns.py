@@ -144,7 +144,8 @@ class MemoryTurns:
         lease = session.lease if session else None
         if lease is None or lease.token != command.lease_token:
             # Without a lease the session was cleared or deleted; with another's it was taken over.
-            lost = lease is not None or call.state == "interrupted"
+            taken = lease is not None and call.state != "cancelled"
+            lost = taken or call.state == "interrupted"
             return Finished(message_id=None, outcome="lost" if lost else "cancelled")
         answer_id = store.say(ref, (command.body,))[0] if command.body else None
         store.sessions[ref].lease = None

@@ -1,7 +1,7 @@
 """Reading a streamed answer as it comes: what was said, and how long a silence is borne."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Final
 
 import msgspec
@@ -58,7 +58,7 @@ class Listener:
         while chunk is not None:
             chunk = await self._next(chunks)
             heard = False
-            for event in decoder.end() if chunk is None else decoder.feed(chunk):
+            for event in self._events(decoder, chunk):
                 heard = True
                 if self._reading.over:
                     break
@@ -69,6 +69,14 @@ class Listener:
                 self._silent_since = _now()
             if self._reading.ended and not self._ended_at:
                 self._ended_at = _now()
+
+    def _events(self, decoder: EventDecoder, chunk: bytes | None) -> Iterator[Event]:
+        try:
+            yield from decoder.end() if chunk is None else decoder.feed(chunk)
+        except ChatMemoryError:
+            # As for a single event, below.
+            if not self._reading.ended:
+                raise
 
     def _take(self, event: Event) -> Delta | None:
         said_all = self._reading.ended

@@ -15,6 +15,8 @@ from service.ports import Observer
 
 QUIET_SECONDS: Final = 5.0
 """Without a message for so long, the server is asked whether it is still there."""
+HEARD: Final = b"heard"
+"""No lease token: what is published by whoever has just subscribed."""
 PAUSE_SECONDS_MIN: Final = 0.2
 PAUSE_SECONDS_MAX: Final = 5.0
 """Between a lost subscription and the next one; twice as long after each that was refused."""
@@ -33,8 +35,9 @@ class RedisStops:
         self._limits = limits
         self.stops = TurnStops(listening=False)
         self._observer = observer
-        # Beside the door's: a pool of one connection must have it for calls.
-        self._pool = pool_of(url, limits, connections=1)
+        # Beside the door's: a pool of one connection must have it for calls. One listens, and one
+        # says at its beginning what it is to hear.
+        self._pool = pool_of(url, limits, connections=2)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -68,7 +71,10 @@ class RedisStops:
             async with asyncio.timeout(self._limits.call_seconds):
                 await connection.send_command("SUBSCRIBE", self.channel)
                 await connection.read_response()
-            self.stops.listen(listening=True)
+            # Who may subscribe need not be one who may publish, as the scripts do.
+            async with self._connection() as other, asyncio.timeout(self._limits.call_seconds):
+                await other.send_command("PUBLISH", self.channel, HEARD)
+                await other.read_response()
             while True:
                 await self._hear(connection)
 
@@ -82,7 +88,11 @@ class RedisStops:
                 await connection.send_command("PING", check_health=False)
                 reply = await connection.read_response()
         kind, *rest = reply
-        if kind == b"message":
+        if kind != b"message":
+            return
+        if rest[1] == HEARD:
+            self.stops.listen(listening=True)
+        else:
             self.stops.tell(rest[1].decode())
 
     @asynccontextmanager
