@@ -9,6 +9,7 @@ from service.adapters.postgres.health import PostgresProbe
 from service.adapters.postgres.imports import IMPORTS_MAX, STATEMENT_SECONDS
 from service.adapters.postgres.migrations import expected_versions
 from service.adapters.redis.client import HotLimits, RedisDoor
+from service.adapters.redis.dead_letters import RedisDeadLetters
 from service.adapters.redis.keys import Keys
 from service.adapters.redis.layout import RedisLayout
 from service.adapters.redis.replies import SessionArguments, SessionLimits
@@ -44,6 +45,14 @@ def redis_door(
     layout = RedisLayout(door, shards=settings.journal_shards, archived=archived)
     door.trust_after(layout.verify)
     return door, layout
+
+
+def dead_letters(
+    settings: Settings, door: RedisDoor, arguments: SessionArguments
+) -> RedisDeadLetters:
+    return RedisDeadLetters(
+        door, arguments.keys, arguments.limits, letters_max=settings.dead_letters_max
+    )
 
 
 def redis_stops(settings: Settings, observer: Observer) -> RedisStops:
