@@ -29,7 +29,6 @@ class LetterView(msgspec.Struct, frozen=True, kw_only=True):
     shard: int
     kind: str | None
     """Message, document or summary; null for what cannot be read."""
-    role: str | None
     session_key: str | None
     """As in PostgreSQL: the session's and its tenant's names are not shown."""
     bytes: int
@@ -96,7 +95,6 @@ def letter_view(letter: DeadLetter) -> LetterView:
         id=letter.id,
         shard=letter.shard,
         kind=entry.kind if entry else None,
-        role=(entry.role or None) if entry else None,
         session_key=str(session_key(entry.ref)) if entry else None,
         bytes=letter.bytes,
         reason=letter.reason,

@@ -34,12 +34,15 @@ class ShardView(msgspec.Struct, frozen=True, kw_only=True):
     shard: int
     entries: int
     oldest_age_seconds: float
+    dead_letters: int
     owner: str | None
 
 
 class JournalView(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
     oldest_age_seconds: float
+    dead_letters: int
+    """Beside the entries: what PostgreSQL refused for its content."""
     shards: list[ShardView]
 
 
@@ -68,6 +71,7 @@ async def journal(operations: InjectedOperations) -> JournalView:
             shard=shard.shard,
             entries=shard.entries,
             oldest_age_seconds=shard.oldest_age_seconds,
+            dead_letters=shard.dead_letters,
             owner=shard.owner,
         )
         for shard in await operations.journal.backlog(range(operations.shards))
@@ -75,6 +79,7 @@ async def journal(operations: InjectedOperations) -> JournalView:
     return JournalView(
         entries=sum(shard.entries for shard in shards),
         oldest_age_seconds=max((shard.oldest_age_seconds for shard in shards), default=0.0),
+        dead_letters=sum(shard.dead_letters for shard in shards),
         shards=shards,
     )
 
