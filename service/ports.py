@@ -253,7 +253,10 @@ class Search(Protocol):
         ...
 
     async def archived_through(self) -> MessageId | None:
-        """A bound: what was accepted up to it is found from now on; None where nobody knows."""
+        """A bound: what was accepted up to it is found from now on, but for dead letters.
+
+        None where nobody knows.
+        """
         ...
 
 
@@ -854,7 +857,10 @@ class HotErasure(Protocol):
 
 
 class Journal(Protocol):
-    """The write-behind queue: exactly what the archive has not got yet, in order per shard."""
+    """The write-behind queue, in order per shard: what the archive has not got yet.
+
+    Exactly that, but for the dead letters.
+    """
 
     async def backlog(self, shards: Sequence[int]) -> list[ShardBacklog]: ...
 

@@ -33,7 +33,7 @@ class LetterView(msgspec.Struct, frozen=True, kw_only=True):
     """As in PostgreSQL: the session's and its tenant's names are not shown."""
     bytes: int
     reason: str
-    """SQLSTATE, or `argument`, `undecodable`, `unreadable`."""
+    """SQLSTATE, or `undecodable`, `unreadable`."""
     first_seen: datetime
     last_attempt: datetime
     attempts: int

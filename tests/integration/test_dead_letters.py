@@ -34,6 +34,7 @@ from service.domain.errors import (
     SessionNotFound,
 )
 from service.domain.ids import HIGHEST_ID, TurnId
+from service.domain.messages import MessageBody, TurnCost, encode_body
 from service.domain.observations import DeadLettered as Buried
 from service.domain.observations import DeadLetterHandled, FlushFailed
 from service.domain.sessions import SessionDocument, SessionRef
@@ -417,7 +418,8 @@ async def test_an_erasure_takes_the_letters_and_counts_them(hybrid, redis, sql):
     assert letter.entry.ref == ref("eve's")
 
 
-async def test_other_kinds_of_entries_are_letters_too(hybrid, redis, sql):
+async def other_letters(hybrid: Kept, sql: asyncpg.Connection):
+    """A document and a summary that are letters; the document before it and the refused one."""
     await sql.execute(
         "ALTER TABLE sessions ADD CONSTRAINT picky CHECK"
         f" (document::text NOT LIKE '%{POISON}%' AND summary::text NOT LIKE '%{POISON}%')"
@@ -437,6 +439,11 @@ async def test_other_kinds_of_entries_are_letters_too(hybrid, redis, sql):
     assert kinds == {"document", "summary"}
     session = await hybrid.store.sessions.get(ref())
     assert (session.document, session.archived_through) == (bad, session.last_id)
+    return document
+
+
+async def test_a_dropped_document_gives_way_to_the_one_before_it(hybrid, redis, sql):
+    document = await other_letters(hybrid, sql)
     for letter in await letters(hybrid):
         await desk_of(hybrid).drop(letter.id, by="test")
     await hybrid.store.transcripts.recent(ref(), Need(last=1))
@@ -444,6 +451,33 @@ async def test_other_kinds_of_entries_are_letters_too(hybrid, redis, sql):
     session = await hybrid.store.sessions.get(ref())
     assert (session.document, session.user_id) == (document, "ada")
     assert session.ttl == 1800
+    await nothing_is_left_of_letters(redis)
+
+
+async def test_a_deleted_session_leaves_no_letters_of_any_kind(hybrid, redis, sql):
+    await other_letters(hybrid, sql)
+    await hybrid.store.sessions.delete(ref())
+    assert await letters(hybrid) == []
+    await append(hybrid, "b")
+    await hybrid.flush()
+    assert min(await lifetimes(redis)) > 0
+    session = await hybrid.store.sessions.get(ref())
+    assert (session.document, session.user_id) == (SessionDocument(), None)
+    await nothing_is_left_of_letters(redis)
+
+
+async def test_a_cleared_session_keeps_the_letter_of_its_document(hybrid, redis, sql):
+    await other_letters(hybrid, sql)
+    shown_document = (await hybrid.store.sessions.get(ref())).document
+    await hybrid.store.transcripts.clear(ref())
+    await hybrid.flush()
+    [letter] = await letters(hybrid)
+    assert letter.entry is not None
+    assert letter.entry.kind == "document"
+    await sql.execute("ALTER TABLE sessions DROP CONSTRAINT picky")
+    assert await desk_of(hybrid).retry(letter.id, by="test") is None
+    await lose_what_may_be_lost(redis)
+    assert (await hybrid.store.sessions.get(ref())).document == shown_document
     await nothing_is_left_of_letters(redis)
 
 
@@ -686,6 +720,36 @@ async def test_letters_count_as_backlog(settings):
             await append(hybrid, "x" * 1000)
         await desk_of(hybrid).drop(large, by="test")
         await append(hybrid, "x" * 1000)
+
+
+COST = TurnCost(model="m", input_tokens=TOO_MANY, output_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (encode_body(MessageBody(role="user", content="a", cost=COST)), "22000"),
+        (b'{"role":"user","content":"a"', "22P02"),
+        (b'{"role":"user","x":"\xff"}', "22021"),
+        (b'{"role":"user","x":' + b"[" * 500 + b"1" + b"]" * 500 + b"}", None),
+        (b'{"role":"user","x":' + b"[" * 50_000 + b"1" + b"]" * 50_000 + b"}", "undecodable"),
+        (b'{"role":"user","content":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "54001"),
+        (b"not ours", "undecodable"),
+    ],
+)
+async def test_what_postgresql_or_its_client_refuses(hybrid, sql, body, reason):
+    """As a fault of ours would bring it into the journal, past the front door."""
+    await append(hybrid, "a")
+    await hybrid.store.transcripts.append(Append(ref=ref(), bodies=(body,)))
+    await append(hybrid, "b")
+    await hybrid.flush()
+    assert await entries(hybrid) == 0
+    assert [letter.reason for letter in await letters(hybrid)] == ([reason] if reason else [])
+    assert (await archived(sql))[0] == "a"
+    assert (await archived(sql))[-1] == "b"
+    for letter in await letters(hybrid):
+        await desk_of(hybrid).drop(letter.id, by="test")
+        assert await shown(hybrid) == ["a", "b"]
 
 
 async def test_what_cannot_be_read_is_put_aside(hybrid, redis, sql):

@@ -31,9 +31,8 @@ VENDOR_ERRORS: Final = (
 )
 
 CONTENT_STATES: Final = ("22", "23", "54", "P0001")
-"""SQLSTATEs, by how they begin: data, integrity, limits of the program, RAISE in a trigger."""
-
-ARGUMENT: Final = "argument"
+"""SQLSTATEs, by how they begin: data (also what the library cannot encode), integrity, limits of
+the program, RAISE in a trigger."""
 
 JSON_PASSTHROUGH: Final = bytes
 """JSON columns come and go as their text: the service encodes once and decodes once."""
@@ -172,9 +171,6 @@ def refusal_of(error: BaseException) -> str | None:
         case asyncpg.PostgresError():
             state = str(error.sqlstate or "")
             return state if state.startswith(CONTENT_STATES) else None
-        case asyncpg.InterfaceError() if isinstance(error, ValueError):
-            # An argument that the library cannot encode, such as a number of 64 bits and more.
-            return ARGUMENT
         case _:
             return None
 

@@ -139,8 +139,8 @@ class PostgresArchiveWriter:
     async def write(self, batch: Batch) -> Written:
         try:
             return await self._write(batch)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            # A body that is no JSON of ours, or text that is no UTF-8.
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            # A body that is no JSON of ours or nests too deeply, or text that is no UTF-8.
             raise ArchiveRefused(UNDECODABLE) from error
 
     async def _write(self, batch: Batch) -> Written:
