@@ -418,12 +418,12 @@ async def test_an_erasure_takes_the_letters_and_counts_them(hybrid, redis, sql):
     assert letter.entry.ref == ref("eve's")
 
 
-async def other_letters(hybrid: Kept, sql: asyncpg.Connection):
+NOT_PICKY = f"document::text NOT LIKE '%{POISON}%' AND summary::text NOT LIKE '%{POISON}%'"
+
+
+async def other_letters(hybrid: Kept, sql: asyncpg.Connection, *, flushes: bool = True):
     """A document and a summary that are letters; the document before it and the refused one."""
-    await sql.execute(
-        "ALTER TABLE sessions ADD CONSTRAINT picky CHECK"
-        f" (document::text NOT LIKE '%{POISON}%' AND summary::text NOT LIKE '%{POISON}%')"
-    )
+    await sql.execute(f"ALTER TABLE sessions ADD CONSTRAINT picky CHECK ({NOT_PICKY})")
     document = SessionDocument(metadata={"n": 1})
     bad = SessionDocument(metadata={"n": POISON}, ttl_seconds=100)
     await hybrid.store.sessions.create(Create(ref=ref(), user_id="ada", document=document))
@@ -433,6 +433,8 @@ async def other_letters(hybrid: Kept, sql: asyncpg.Connection):
     summary = Summary(text=POISON, from_id=first, through_id=first, model="m")
     assert await hybrid.store.sessions.summarise(ref(), None, summary)
     await append(hybrid, "b")
+    if not flushes:
+        return document
     await hybrid.flush()
 
     kinds = {letter.entry.kind for letter in await letters(hybrid) if letter.entry}
@@ -466,9 +468,18 @@ async def test_a_deleted_session_leaves_no_letters_of_any_kind(hybrid, redis, sq
     await nothing_is_left_of_letters(redis)
 
 
-async def test_a_cleared_session_keeps_the_letter_of_its_document(hybrid, redis, sql):
-    await other_letters(hybrid, sql)
+@pytest.mark.parametrize("when", ["a letter", "in the journal", "its beginning"])
+async def test_a_cleared_session_keeps_the_letter_of_its_document(hybrid, redis, sql, when):
+    if when == "its beginning":
+        await sql.execute(f"ALTER TABLE sessions ADD CONSTRAINT picky CHECK ({NOT_PICKY})")
+        bad = SessionDocument(metadata={"n": POISON})
+        await hybrid.store.sessions.create(Create(ref=ref(), user_id="ada", document=bad))
+        await append(hybrid, "a")
+        await hybrid.flush()
+    else:
+        await other_letters(hybrid, sql, flushes=when == "a letter")
     shown_document = (await hybrid.store.sessions.get(ref())).document
+    assert shown_document.metadata == {"n": POISON}
     await hybrid.store.transcripts.clear(ref())
     await hybrid.flush()
     [letter] = await letters(hybrid)
@@ -705,9 +716,12 @@ async def test_letters_count_as_backlog(settings):
     async with kept(small) as hybrid:
         ids = (await append(hybrid, *([POISON] * 3))).ids
         await hybrid.flush()
-        await append(hybrid, "a")
+        same_shard = ref("other")
+        await append(hybrid, "a", at=same_shard)
         with pytest.raises(BacklogFull):
-            await append(hybrid, "b")
+            await append(hybrid, "b", at=same_shard)
+        await hybrid.flush()
+        await append(hybrid, "b")
         # What stands behind a letter in the tail counts as well.
         await hybrid.flush()
         with pytest.raises(BacklogFull):

@@ -7,7 +7,7 @@
 -- Reply 'buried' | 'forgotten' | 'moved' | 'full'
 -- One step: an entry is in the journal or a letter, never in neither or both. The session stays
 -- unflushed by it. What was cleared or deleted since nobody can see any more: it is dropped. Moved: the
--- entry is not the oldest; so is a repeated call answered.
+-- entry is not the oldest (any more); so is a repeated call answered.
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 if #first == 0 or first[1][1] ~= ARGV[1] then return 'moved' end
 local HEAD, id, class = KEYS[5], ARGV[2], tonumber(ARGV[3])
@@ -26,9 +26,10 @@ local function leave_journal()
   end
 end
 
+local cleared = false
 if HEAD then
   local known = redis.call('HMGET', HEAD, 'exists', 'born', 'cleared')
-  local cleared = known[3] and known[3] >= id
+  cleared = known[3] and known[3] >= id
   local forgotten = cleared
     and (class ~= DOCUMENT_CLASS or not known[1] or (known[2] and known[2] > id))
   if forgotten then
@@ -38,6 +39,13 @@ if HEAD then
   end
 end
 
+if cleared then
+  -- A document that a clear has left standing: as a letter it would come too late (session.lua).
+  leave_journal()
+  redis.call('XADD', KEYS[1], '*', unpack(fields))
+  redis.call('HINCRBY', KEYS[2], 'bytes', size)
+  return 'moved'
+end
 if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[5]) then return 'full' end
 leave_journal()
 local now = redis.call('TIME')

@@ -90,10 +90,10 @@ local function oldest_letter(dead)
   return found[1] or ''
 end
 
--- Take the letters of a session up to an id and a class away; how many there were.
-local function take_letters(dead, shard, through, class)
+-- Take the letters of a session up to an id, from a class to another, away; how many there were.
+local function take_letters(dead, shard, through, first, last)
   local taken = 0
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', dead, 0, class)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', dead, first, last)) do
     if id <= through then
       redis.call('ZREM', dead, id)
       if take_letter(shard, id) then taken = taken + 1 end

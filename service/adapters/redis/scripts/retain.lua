@@ -21,11 +21,8 @@ local function drop(list, most)
   return gone
 end
 
-local letters = take_letters(dead_of(HEAD), SHARD, through, SUMMARY_CLASS)
-if letters > 0 then
-  set('unflushed', tonumber(head.unflushed) - letters)
-  set('letter', oldest_letter(dead_of(HEAD)))
-end
+forget_letters(MESSAGE_CLASS, SUMMARY_CLASS, through)
+renew_document(0, through)
 
 set('epoch', ARGV[1])
 if (head.cleared or ZERO) < through then set('cleared', through) end
@@ -43,8 +40,8 @@ if head.through and head.through <= through then
   set('through', '')
 end
 save()
-if letters > 0 and tonumber(head.unflushed) == 0 then
-  redis.call('ZREM', INDEX, ARGV[8])
+if forgotten_letters > 0 then
+  if tonumber(head.unflushed) == 0 then redis.call('ZREM', INDEX, ARGV[8]) end
   settle()
 end
 return { 'done' }

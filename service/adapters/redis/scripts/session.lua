@@ -237,16 +237,25 @@ end
 local forgotten_letters = 0
 
 -- What is cleared or deleted is no dead letter any more.
-local function forget_letters(class)
-  local taken = take_letters(dead_of(HEAD), SHARD, 'g', class)
-  if taken == 0 then return end
+local function forget_letters(first, last, through)
+  local taken = take_letters(dead_of(HEAD), SHARD, through or 'g', first, last)
+  if taken == 0 then return 0 end
   forgotten_letters = forgotten_letters + taken
   set('unflushed', tonumber(head.unflushed) - taken)
-  set('letter', '')
+  set('letter', oldest_letter(dead_of(HEAD)))
+  return taken
+end
+
+-- A clear does not forget the document; but where that is a letter, the archive would take it for what
+-- was cleared, were it to come later: it is journaled anew.
+local function renew_document(random, through)
+  if forget_letters(DOCUMENT_CLASS, DOCUMENT_CLASS, through) > 0 then
+    accept('s', head.document or '', random)
+  end
 end
 
 local function forget_messages(cleared_through)
-  forget_letters(SUMMARY_CLASS)
+  forget_letters(MESSAGE_CLASS, SUMMARY_CLASS)
   redis.call('DEL', TAIL, PINS)
   tell_turn()
   forget_pieces()
@@ -262,7 +271,7 @@ end
 
 -- After forget_messages: what is left of a session that does not exist any more.
 local function end_session()
-  forget_letters(DOCUMENT_CLASS)
+  forget_letters(DOCUMENT_CLASS, DOCUMENT_CLASS)
   for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased' }) do
     set(field, '')
     head[field] = nil
