@@ -14,7 +14,6 @@ from service.adapters.memory.store import MemoryStore
 from service.adapters.memory.transcripts import MemorySessions, MemoryTranscripts
 from service.adapters.memory.turns import MemoryTurns
 from service.adapters.postgres.archive import PostgresArchive
-from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.counters import PostgresStatistics
 from service.adapters.postgres.door import PostgresDoor
 from service.adapters.postgres.erasing import (
@@ -48,11 +47,12 @@ from service.bootstrap.connections import (
     import_door,
     postgres_dependencies,
     postgres_door,
+    postgres_sweeper,
     redis_door,
     redis_stops,
     session_arguments,
 )
-from service.core.background import Component, Looper
+from service.core.background import Component
 from service.core.dead_letters import DeadLetterDesk
 from service.core.importing import NoImports
 from service.core.readiness import Dependency
@@ -84,8 +84,6 @@ from service.settings import Settings
 
 MARK_CALLS: Final = 3
 """How many calls of PostgreSQL, one after another, a profile's mark outlives."""
-SWEEP_PAUSE_SECONDS: Final = 10.0
-"""Between removals of expired call records and leases."""
 
 
 async def nothing_to_check() -> str | None:
@@ -139,7 +137,7 @@ async def open_store(
                 yield msgspec.structs.replace(
                     store,
                     dependencies=(*store.dependencies, *away),
-                    components=(_sweeper(door, observer),),
+                    components=(postgres_sweeper(door, observer),),
                 )
 
 
@@ -183,7 +181,7 @@ def _postgres_store(
         statistics=PostgresStatistics(door),
         dependencies=postgres_dependencies(door, required=True),
         imports=_postgres_imports(settings, stack, clock, observer),
-        components=(_sweeper(door, observer),),
+        components=(postgres_sweeper(door, observer),),
     )
 
 
@@ -192,15 +190,6 @@ def _postgres_imports(
 ) -> PostgresImports:
     door = import_door(settings, stack, observer)
     return PostgresImports(door, clock, once_seconds=settings.idempotency_ttl_seconds)
-
-
-def _sweeper(door: PostgresDoor, observer: Observer) -> Component:
-    return Looper(
-        "postgres-sweeper",
-        PostgresSweeper(door).sweep,
-        pause_seconds=SWEEP_PAUSE_SECONDS,
-        observer=observer,
-    )
 
 
 def _redis_store(
@@ -216,14 +205,15 @@ def _redis_store(
     arguments = session_arguments(settings, archived=archive is not None)
     door, layout = redis_door(settings, stack, archived=archive is not None)
     once_seconds = settings.idempotency_ttl_seconds
-    replicas = settings.redis_wait_replicas
-    durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
+    durable = DurableRuns(
+        door, replicas=settings.redis_wait_replicas, fsync_problem=layout.fsync_problem
+    )
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
     listener = redis_stops(settings, observer)
     turns = _redis_turns(settings, door, durable, arguments, listener)
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
     letters = dead_letters(settings, door, arguments)
-    waits = None
+    waits: ArchiveWaits | None = None
     if journal and archive:
         waits = ArchiveWaits(journal, archive, letters, seconds=settings.archive_wait_seconds)
     hot_erasure = RedisErasure(door, arguments)
@@ -244,16 +234,19 @@ def _redis_store(
     )
     if postgres is None or journal is None or waits is None:
         return store
-    erasable = ErasableArchive(
-        archive=PostgresArchive(postgres), erasure=PostgresArchiveErasure(postgres), waits=waits
-    )
     imports = _postgres_imports(settings, stack, clock, observer)
     return msgspec.structs.replace(
         _with_archive(settings, store, postgres, journal, clock),
         profiles=_archived_profiles(settings, door, arguments.keys, postgres),
-        erasure=TieredErasure(hot_erasure, erasable),
+        erasure=TieredErasure(hot_erasure, _erasable(postgres, waits)),
         imports=TieredImports(RedisHealing(door, arguments), imports, waits),
         dead_letters=DeadLetterDesk(letters, PostgresArchiveWriter(postgres, observer), observer),
+    )
+
+
+def _erasable(postgres: PostgresDoor, waits: ArchiveWaits) -> ErasableArchive:
+    return ErasableArchive(
+        archive=PostgresArchive(postgres), erasure=PostgresArchiveErasure(postgres), waits=waits
     )
 
 

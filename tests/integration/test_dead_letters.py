@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -803,16 +804,22 @@ async def test_an_entry_of_another_release_waits_for_it(hybrid, redis, sql):
     assert [one.reason for one in hybrid.recorder.of(FlushFailed)] == ["ShardStuck"]
 
 
+@asynccontextmanager
+async def retaining(hybrid: Kept, settings: Settings) -> AsyncGenerator[Retaining]:
+    door = PostgresDoor(settings.database_url or "", ArchiveLimits(), name="t", observer=Recorder())
+    erasure: Any = hybrid.store.erasure
+    hot = RedisRetention(erasure._hot._door, erasure._hot._arguments)
+    yield Retaining(PostgresRetention(door), hot, stopped=lambda: False)
+    await door.close()
+
+
 @pytest.mark.usefixtures("picky")
-async def test_retention_takes_letters_that_are_old(hybrid, settings, redis, sql):
+async def test_retention_takes_letters_that_are_old(hybrid, settings, redis):
     ids = (await append(hybrid, "a", POISON, "b", POISON)).ids
     await hybrid.flush()
-    assert isinstance(hybrid.store.dead_letters, DeadLetterDesk)
-    retention = PostgresRetention(
-        PostgresDoor(settings.database_url or "", ArchiveLimits(), name="t", observer=Recorder())
-    )
-    hot = RedisRetention(hybrid.store.erasure._hot._door, hybrid.store.erasure._hot._arguments)
-    await Retaining(retention, hot, stopped=lambda: False).run(ids[2])
+    async with retaining(hybrid, settings) as retention:
+        await retention.run(ids[2])
+    # Nothing in the archive reaches the first letter.
     assert await desk_of(hybrid).drop_before(ids[2], by="retention") == 1
     assert await shown(hybrid) == ["b", POISON]
     assert [letter.id for letter in await letters(hybrid)] == [ids[3]]
@@ -821,4 +828,17 @@ async def test_retention_takes_letters_that_are_old(hybrid, settings, redis, sql
     assert await shown(hybrid) == ["b"]
     assert min(await lifetimes(redis)) > 0
     await nothing_is_left_of_letters(redis)
-    await retention._door.close()
+
+
+@pytest.mark.usefixtures("picky")
+async def test_retention_takes_letters_among_what_it_takes(hybrid, settings, redis, sql):
+    ids = (await append(hybrid, "a", POISON, "b", POISON, "c")).ids
+    await hybrid.flush()
+    async with retaining(hybrid, settings) as retention:
+        await retention.run(ids[3])
+    assert [letter.id for letter in await letters(hybrid)] == [ids[3]]
+    assert await shown(hybrid) == [POISON, "c"]
+    await accept(sql)
+    assert await desk_of(hybrid).retry(ids[3], by="test") is None
+    assert await shown(hybrid) == [POISON, "c"] == await archived(sql)
+    await nothing_is_left_of_letters(redis)
