@@ -45,16 +45,23 @@ def _run_of(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             return imports.import_file(
                 settings, arguments.file, skip_existing=arguments.skip_existing
             )
-        case "retain":
-            return _retain(settings)
-        case _:
+        case "dev":
             return runs.dev(settings)
+        case _:
+            return _tended(settings, arguments)
 
 
-async def _retain(settings: Settings) -> None:
-    from service.bootstrap.retention import retain  # noqa: PLC0415  # As said above.
+async def _tended(settings: Settings, arguments: argparse.Namespace) -> None:
+    """What an operator or a clock does beside the processes that stay."""
+    from service.bootstrap.operations import dead_letters  # noqa: PLC0415  # As said above.
+    from service.bootstrap.retention import retain  # noqa: PLC0415  # Likewise.
 
-    await retain(settings)
+    if arguments.command == "retain":
+        await retain(settings)
+        return
+    every = getattr(arguments, "all", False)
+    ids = getattr(arguments, "ids", [])
+    await dead_letters(settings, arguments.action, ids, every=every)
 
 
 def _loop_factory() -> Any:
@@ -80,8 +87,24 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument(
         "--skip-existing", action="store_true", help="pass over sessions that have messages"
     )
+    _add_operations(commands.add_parser("ops", help="look after what needs a person"))
     commands.add_parser("dev", help="everything on this machine, as `make run` does")
     return parser
+
+
+def _add_operations(ops: argparse.ArgumentParser) -> None:
+    subjects = ops.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    letters = subjects.add_parser("dead-letters", help="entries that PostgreSQL refused")
+    actions = letters.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="a JSON line for each")
+    show = actions.add_parser("show", help="some of them")
+    show.add_argument("ids", nargs="+", metavar="ID")
+    retry = actions.add_parser("retry", help="try again to archive them, in their places")
+    which = retry.add_mutually_exclusive_group(required=True)
+    which.add_argument("ids", nargs="*", default=[], metavar="ID")
+    which.add_argument("--all", action="store_true", help="all that there are")
+    drop = actions.add_parser("drop", help="give them up: messages are gone for good")
+    drop.add_argument("ids", nargs="+", metavar="ID")
 
 
 if __name__ == "__main__":

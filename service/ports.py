@@ -17,7 +17,16 @@ from service.domain.context import ContextOptions, Need, plan
 from service.domain.deltas import Place
 from service.domain.errors import ContextTooLarge
 from service.domain.ids import MessageId, TurnId
-from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog, Written
+from service.domain.journal import (
+    Acknowledgement,
+    Batch,
+    DeadLetter,
+    Entry,
+    Refused,
+    ShardBacklog,
+    Unreadable,
+    Written,
+)
 from service.domain.messages import Message, Role
 from service.domain.observations import Observation
 from service.domain.profiles import Profile
@@ -244,7 +253,10 @@ class Search(Protocol):
         ...
 
     async def archived_through(self) -> MessageId | None:
-        """A bound: what was accepted up to it is found from now on; None where nobody knows."""
+        """A bound: what was accepted up to it is found from now on, but for dead letters.
+
+        None where nobody knows.
+        """
         ...
 
 
@@ -681,6 +693,8 @@ class HotState(msgspec.Struct, frozen=True, kw_only=True):
     pinned: tuple[bytes, ...]
     messages: tuple[bytes, ...]
     summary: bytes = b""
+    letter: MessageId | None = None
+    """The oldest message that is a dead letter; all from it on are in ``messages``' list."""
     importing: str = ""
     """Names the import that was about to be committed; '' for none."""
 
@@ -824,6 +838,7 @@ class HotErased(msgspec.Struct, frozen=True, kw_only=True):
     """Journal entries of the session that the archive had not got."""
     records: int
     hot: bool
+    dead_letters: int = 0
 
 
 class HotOfUser(msgspec.Struct, frozen=True, kw_only=True):
@@ -850,7 +865,10 @@ class HotErasure(Protocol):
 
 
 class Journal(Protocol):
-    """The write-behind queue: exactly what the archive has not got yet, in order per shard."""
+    """The write-behind queue, in order per shard: what the archive has not got yet.
+
+    Exactly that, but for the dead letters.
+    """
 
     async def backlog(self, shards: Sequence[int]) -> list[ShardBacklog]: ...
 
@@ -858,8 +876,11 @@ class Journal(Protocol):
         """Milliseconds and counter of the oldest entry in each session's shard; None: empty."""
         ...
 
-    async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry]]:
-        """The oldest entries of each (shard, count), in order."""
+    async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry | Unreadable]]:
+        """The oldest entries of each (shard, count), in order.
+
+        Up to one of a kind that this release does not know: that waits for another release.
+        """
         ...
 
     async def acknowledge(self, shard: int, acknowledgement: Acknowledgement) -> bool:
@@ -867,6 +888,35 @@ class Journal(Protocol):
 
         False, and nothing done, when they are not: another flusher was here.
         """
+        ...
+
+
+class DeadLetters(Protocol):
+    """Entries that the archive refused for their content, by shard; a session's count as unflushed.
+
+    A clear, a deletion or an erasure takes them away with what it forgets.
+    """
+
+    async def bury(self, shard: int, entry: Entry | Unreadable, reason: str) -> Refused:
+        """Move the oldest entry of a shard's journal here, in one step."""
+        ...
+
+    async def among(self, ref: SessionRef, first: MessageId, last: MessageId) -> list[MessageId]:
+        """Ids of a session's messages that are letters, from ``first`` to ``last``."""
+        ...
+
+    async def page(self, *, after: MessageId | None, limit: int) -> list[DeadLetter]:
+        """By id, in all shards."""
+        ...
+
+    async def find(self, letter_id: MessageId) -> DeadLetter | None: ...
+
+    async def release(self, letter: DeadLetter, how: Literal["archived", "dropped"]) -> bool:
+        """The letter is one no more; a dropped message is gone. False: it was none by now."""
+        ...
+
+    async def refuse_again(self, letter: DeadLetter, reason: str) -> int:
+        """Count an attempt; how many there were."""
         ...
 
 
@@ -996,7 +1046,10 @@ class HotRetention(Protocol):
 
 class ArchiveWriter(Protocol):
     async def write(self, batch: Batch) -> Written:
-        """Commit entries in one transaction; a repeated or overtaken batch changes nothing."""
+        """Commit entries in one transaction; a repeated or overtaken batch changes nothing.
+
+        Raises ArchiveRefused where PostgreSQL refuses it for its content, and for nothing else.
+        """
         ...
 
 

@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     journal_shards: Annotated[int, Meta(ge=1, le=1024)] = 16
     journal_backlog_max: Count = 100_000
     journal_backlog_bytes_max: Count = 256 * MIB
+    dead_letters_max: Count = 1000
     flush_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     flush_batch_bytes_max: Annotated[int, Meta(ge=1, le=256 * MIB)] = 4 * MIB
     flush_linger_milliseconds: Annotated[int, Meta(ge=1, le=10_000)] = 50

@@ -22,7 +22,9 @@ JSON_MEDIA_TYPES: Final = frozenset({"application/json"})
 PATCH_MEDIA_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 LINES_MEDIA_TYPES: Final = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-NOT_IN_QUERIES: Final = frozenset({"use_cases", "readiness", "request", "data", "return"})
+NOT_IN_QUERIES: Final = frozenset(
+    {"use_cases", "readiness", "operations", "desk", "request", "data", "return"}
+)
 """Parameters of handlers that come from elsewhere."""
 
 EXACT_INTEGER_MAX: Final = 2**53

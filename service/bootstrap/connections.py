@@ -2,20 +2,27 @@
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Final
 
 from service.adapters.memory.store import SESSION_MESSAGES_MAX
+from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.door import ArchiveLimits, PostgresDoor
 from service.adapters.postgres.health import PostgresProbe
 from service.adapters.postgres.imports import IMPORTS_MAX, STATEMENT_SECONDS
 from service.adapters.postgres.migrations import expected_versions
 from service.adapters.redis.client import HotLimits, RedisDoor
+from service.adapters.redis.dead_letters import RedisDeadLetters
 from service.adapters.redis.keys import Keys
 from service.adapters.redis.layout import RedisLayout
 from service.adapters.redis.replies import SessionArguments, SessionLimits
 from service.adapters.redis.stops import RedisStops
+from service.core.background import Component, Looper
 from service.core.readiness import Dependency
 from service.ports import Observer
 from service.settings import Settings
+
+SWEEP_PAUSE_SECONDS: Final = 10.0
+"""Between removals of expired call records and leases."""
 
 
 def migrations_directory() -> Path:
@@ -46,6 +53,14 @@ def redis_door(
     return door, layout
 
 
+def dead_letters(
+    settings: Settings, door: RedisDoor, arguments: SessionArguments
+) -> RedisDeadLetters:
+    return RedisDeadLetters(
+        door, arguments.keys, arguments.limits, letters_max=settings.dead_letters_max
+    )
+
+
 def redis_stops(settings: Settings, observer: Observer) -> RedisStops:
     return RedisStops(settings.redis_url or "", _hot_limits(settings), observer)
 
@@ -71,6 +86,15 @@ def postgres_door(
     )
     stack.push_async_callback(door.close)
     return door
+
+
+def postgres_sweeper(door: PostgresDoor, observer: Observer) -> Component:
+    return Looper(
+        "postgres-sweeper",
+        PostgresSweeper(door).sweep,
+        pause_seconds=SWEEP_PAUSE_SECONDS,
+        observer=observer,
+    )
 
 
 def import_door(settings: Settings, stack: AsyncExitStack, observer: Observer) -> PostgresDoor:

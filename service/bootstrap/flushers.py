@@ -9,8 +9,14 @@ from typing import Final
 from service.adapters.postgres.word_index import WordIndex
 from service.adapters.postgres.writer import PostgresArchiveWriter
 from service.adapters.redis.journal import RedisJournal, RedisShardLeases
-from service.bootstrap.connections import postgres_door, redis_door, session_arguments
+from service.bootstrap.connections import (
+    dead_letters,
+    postgres_door,
+    redis_door,
+    session_arguments,
+)
 from service.core.background import Looper
+from service.core.carrying import Carrier
 from service.core.flushing import Flusher, FlushSettings, ShardOwnership
 from service.ports import Clock, Observer
 from service.settings import Settings
@@ -58,9 +64,16 @@ async def open_flusher(
             clock=clock,
             observer=observer,
         )
+        journal = RedisJournal(redis, arguments.keys, arguments.limits)
         flusher = Flusher(
-            RedisJournal(redis, arguments.keys, arguments.limits),
-            PostgresArchiveWriter(postgres, observer),
+            journal,
+            Carrier(
+                journal,
+                PostgresArchiveWriter(postgres, observer),
+                dead_letters(settings, redis, arguments),
+                clock=clock,
+                observer=observer,
+            ),
             ownership,
             flush_settings,
             clock=clock,

@@ -12,14 +12,17 @@ from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.health import PostgresProbe
 from service.adapters.postgres.migrations import expected_versions
 from service.adapters.postgres.retention import PostgresRetention
+from service.adapters.postgres.writer import PostgresArchiveWriter
 from service.adapters.redis.retention import RedisRetention
 from service.bootstrap.ambient import SystemClock
 from service.bootstrap.connections import (
+    dead_letters,
     migrations_directory,
     postgres_door,
     redis_door,
     session_arguments,
 )
+from service.core.dead_letters import DeadLetterDesk
 from service.core.retaining import Retained, Retaining
 from service.domain.errors import ArchiveUnavailable
 from service.domain.ids import first_id_at
@@ -52,19 +55,30 @@ async def retain(settings: Settings) -> Retained:
 async def run_retention(settings: Settings, stopping: asyncio.Event) -> Retained:
     """As ``retain``, stopped by an event instead of a signal."""
     async with AsyncExitStack() as stack:
-        door = postgres_door(settings, stack, LogObserver(), name="retention")
+        observer = LogObserver()
+        door = postgres_door(settings, stack, observer, name="retention")
         await _check_schema(PostgresProbe(door, _versions(), asks="schema"))
         hot: RedisRetention | None = None
+        letters: DeadLetterDesk | None = None
         if settings.store == "hybrid":
             redis, layout = redis_door(settings, stack, archived=True)
             await layout.verify()
-            hot = RedisRetention(redis, session_arguments(settings, archived=True))
+            arguments = session_arguments(settings, archived=True)
+            hot = RedisRetention(redis, arguments)
+            letters = DeadLetterDesk(
+                dead_letters(settings, redis, arguments),
+                PostgresArchiveWriter(door, observer),
+                observer,
+            )
         done = Retained(complete=True)
         if settings.retention_days:
             kept = settings.retention_days * DAY_MILLISECONDS
             before = first_id_at(SystemClock().milliseconds() - kept)
             retaining = Retaining(PostgresRetention(door), hot, stopped=stopping.is_set)
             done = await retaining.run(before)
+            if letters is not None and not stopping.is_set():
+                # The archive has not got them: it names none of them.
+                done.messages += await letters.drop_before(before, by="retention")
         sweeper = PostgresSweeper(door)
         while not stopping.is_set() and await sweeper.sweep():
             pass

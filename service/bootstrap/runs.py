@@ -23,7 +23,7 @@ from service.bootstrap.flushers import open_flusher, open_word_index
 from service.bootstrap.stores import Store, open_store
 from service.bootstrap.use_cases import open_use_cases
 from service.core.background import Component, LoopLag, running
-from service.core.flushing import BacklogWatch
+from service.core.backlog import BacklogWatch
 from service.core.readiness import Readiness
 from service.dev.stack import DevStack
 from service.domain.errors import HotUnavailable
@@ -189,7 +189,10 @@ async def _serve(
     started: Callable[[], None],
 ) -> None:
     operations = Operations(
-        render_metrics=metrics.render, journal=store.journal, shards=settings.journal_shards
+        render_metrics=metrics.render,
+        journal=store.journal,
+        shards=settings.journal_shards,
+        dead_letters=store.dead_letters,
     )
     ops = create_operations_app(readiness, operations, observer)
     server = ServiceServer(

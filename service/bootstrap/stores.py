@@ -14,7 +14,6 @@ from service.adapters.memory.store import MemoryStore
 from service.adapters.memory.transcripts import MemorySessions, MemoryTranscripts
 from service.adapters.memory.turns import MemoryTurns
 from service.adapters.postgres.archive import PostgresArchive
-from service.adapters.postgres.calls import PostgresSweeper
 from service.adapters.postgres.counters import PostgresStatistics
 from service.adapters.postgres.door import PostgresDoor
 from service.adapters.postgres.erasing import (
@@ -28,6 +27,7 @@ from service.adapters.postgres.search import PostgresSearch
 from service.adapters.postgres.sessions import PostgresSessions
 from service.adapters.postgres.transcripts import PostgresTranscripts
 from service.adapters.postgres.turns import PostgresTurns
+from service.adapters.postgres.writer import PostgresArchiveWriter
 from service.adapters.redis.client import RedisDoor
 from service.adapters.redis.durable import DurableRuns
 from service.adapters.redis.erasing import RedisErasure
@@ -43,14 +43,17 @@ from service.adapters.redis.stops import RedisStops
 from service.adapters.redis.transcripts import RedisTranscripts
 from service.adapters.redis.turns import RedisTurns
 from service.bootstrap.connections import (
+    dead_letters,
     import_door,
     postgres_dependencies,
     postgres_door,
+    postgres_sweeper,
     redis_door,
     redis_stops,
     session_arguments,
 )
-from service.core.background import Component, Looper
+from service.core.background import Component
+from service.core.dead_letters import DeadLetterDesk
 from service.core.importing import NoImports
 from service.core.readiness import Dependency
 from service.core.tiered.archiving import ArchiveWaits
@@ -79,12 +82,8 @@ from service.ports import (
 )
 from service.settings import Settings
 
-DRAIN_SHARE: Final = 0.25
-"""Part of the grace time that is left for the last flush."""
 MARK_CALLS: Final = 3
 """How many calls of PostgreSQL, one after another, a profile's mark outlives."""
-SWEEP_PAUSE_SECONDS: Final = 10.0
-"""Between removals of expired call records and leases."""
 
 
 async def nothing_to_check() -> str | None:
@@ -113,6 +112,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     turn_components: tuple[Component, ...] = ()
     """What has to run beside turns."""
     journal: Journal | None = None
+    dead_letters: DeadLetterDesk | None = None
     check: Callable[[], Awaitable[str | None]] = nothing_to_check
     """Raises where the stores contradict the settings; returns a warning or None."""
 
@@ -137,7 +137,7 @@ async def open_store(
                 yield msgspec.structs.replace(
                     store,
                     dependencies=(*store.dependencies, *away),
-                    components=(_sweeper(door, observer),),
+                    components=(postgres_sweeper(door, observer),),
                 )
 
 
@@ -177,16 +177,12 @@ def _postgres_store(
         profiles=PostgresProfiles(door),
         erasure=PostgresErasure(door, clock),
         user_sessions=PostgresUserSessions(door),
-        search=_postgres_search(settings, door, clock),
+        search=PostgresSearch(door, clock, call_seconds=settings.database_timeout_seconds),
         statistics=PostgresStatistics(door),
         dependencies=postgres_dependencies(door, required=True),
         imports=_postgres_imports(settings, stack, clock, observer),
-        components=(_sweeper(door, observer),),
+        components=(postgres_sweeper(door, observer),),
     )
-
-
-def _postgres_search(settings: Settings, door: PostgresDoor, clock: Clock) -> PostgresSearch:
-    return PostgresSearch(door, clock, call_seconds=settings.database_timeout_seconds)
 
 
 def _postgres_imports(
@@ -194,15 +190,6 @@ def _postgres_imports(
 ) -> PostgresImports:
     door = import_door(settings, stack, observer)
     return PostgresImports(door, clock, once_seconds=settings.idempotency_ttl_seconds)
-
-
-def _sweeper(door: PostgresDoor, observer: Observer) -> Component:
-    return Looper(
-        "postgres-sweeper",
-        PostgresSweeper(door).sweep,
-        pause_seconds=SWEEP_PAUSE_SECONDS,
-        observer=observer,
-    )
 
 
 def _redis_store(
@@ -218,21 +205,23 @@ def _redis_store(
     arguments = session_arguments(settings, archived=archive is not None)
     door, layout = redis_door(settings, stack, archived=archive is not None)
     once_seconds = settings.idempotency_ttl_seconds
-    replicas = settings.redis_wait_replicas
-    durable = DurableRuns(door, replicas=replicas, fsync_problem=layout.fsync_problem)
+    durable = DurableRuns(
+        door, replicas=settings.redis_wait_replicas, fsync_problem=layout.fsync_problem
+    )
     transcripts = RedisTranscripts(door, durable, arguments, once_seconds=once_seconds)
     listener = redis_stops(settings, observer)
     turns = _redis_turns(settings, door, durable, arguments, listener)
     journal = RedisJournal(door, arguments.keys, arguments.limits) if archive else None
-    waits = None
+    letters = dead_letters(settings, door, arguments)
+    waits: ArchiveWaits | None = None
     if journal and archive:
-        waits = ArchiveWaits(journal, archive, seconds=settings.archive_wait_seconds)
+        waits = ArchiveWaits(journal, archive, letters, seconds=settings.archive_wait_seconds)
     hot_erasure = RedisErasure(door, arguments)
     warming = Warming(transcripts, archive, held_max=arguments.limits.held_max, observer=observer)
     sessions = RedisSessions(door, arguments, once_seconds=once_seconds)
     store = Store(
         transcripts=TieredTranscripts(transcripts, warming, waits, observer),
-        sessions=TieredSessions(sessions, transcripts, archive, warming, waits),
+        sessions=TieredSessions(sessions, transcripts, archive, warming, waits, letters),
         turns=TieredTurns(turns, warming, waits),
         pieces=RedisPieces(door, arguments),
         profiles=RedisProfiles(door, arguments.keys),
@@ -245,15 +234,19 @@ def _redis_store(
     )
     if postgres is None or journal is None or waits is None:
         return store
-    erasable = ErasableArchive(
-        archive=PostgresArchive(postgres), erasure=PostgresArchiveErasure(postgres), waits=waits
-    )
     imports = _postgres_imports(settings, stack, clock, observer)
     return msgspec.structs.replace(
         _with_archive(settings, store, postgres, journal, clock),
         profiles=_archived_profiles(settings, door, arguments.keys, postgres),
-        erasure=TieredErasure(hot_erasure, erasable),
+        erasure=TieredErasure(hot_erasure, _erasable(postgres, waits)),
         imports=TieredImports(RedisHealing(door, arguments), imports, waits),
+        dead_letters=DeadLetterDesk(letters, PostgresArchiveWriter(postgres, observer), observer),
+    )
+
+
+def _erasable(postgres: PostgresDoor, waits: ArchiveWaits) -> ErasableArchive:
+    return ErasableArchive(
+        archive=PostgresArchive(postgres), erasure=PostgresArchiveErasure(postgres), waits=waits
     )
 
 
@@ -278,7 +271,7 @@ def _with_archive(
     settings: Settings, store: Store, postgres: PostgresDoor, journal: Journal, clock: Clock
 ) -> Store:
     """The store with what only its archive answers."""
-    search = _postgres_search(settings, postgres, clock)
+    search = PostgresSearch(postgres, clock, call_seconds=settings.database_timeout_seconds)
     return msgspec.structs.replace(
         store,
         search=TieredSearch(search, journal, shards=settings.journal_shards),

@@ -35,7 +35,6 @@ class Erasing:
         if erased is None and not had_profile:
             raise UserNotFound
         return UserErased(
-            # Dead letters will be counted here, once there are any.
             erased=msgspec.structs.replace(erased or Erased(), profiles=int(had_profile)),
             completed_at=time_of(self._clock.milliseconds()),
         )

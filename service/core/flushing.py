@@ -12,12 +12,16 @@ from typing import Final
 import msgspec
 
 from service.core.background import Looper
-from service.domain.errors import ChatMemoryError
-from service.domain.journal import Acknowledgement, Batch, Entry, ShardBacklog
-from service.domain.observations import BacklogSeen, BatchFlushed, FlushFailed, ShardsOwned
-from service.ports import ArchiveWriter, Clock, Journal, Observer, ShardLeases
+from service.core.carrying import Carrier
+from service.domain.errors import ArchiveRefused, ChatMemoryError
+from service.domain.journal import Entry, ShardBacklog, Unreadable
+from service.domain.observations import FlushFailed, ShardsOwned
+from service.ports import Clock, Journal, Observer, ShardLeases
 
 RENEWALS_PER_LEASE: Final = 3
+STUCK_PAUSE_SECONDS: Final = 5.0
+"""Between two attempts at a shard that cannot go on."""
+STUCK: Final = "ShardStuck"
 
 
 class FlushSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +100,7 @@ class Flusher:
     def __init__(
         self,
         journal: Journal,
-        writer: ArchiveWriter,
+        carrier: Carrier,
         ownership: ShardOwnership,
         settings: FlushSettings,
         *,
@@ -104,7 +108,7 @@ class Flusher:
         observer: Observer,
     ) -> None:
         self._journal = journal
-        self._writer = writer
+        self._carrier = carrier
         self._ownership = ownership
         self._settings = settings
         self._clock = clock
@@ -112,6 +116,8 @@ class Flusher:
         # Smaller after a failure, so that no batch is too large for ever, and then larger again.
         self._batch_max = settings.batch_max
         self._more = False
+        # Shards that cannot go on, and until when they are left alone.
+        self._stuck: dict[int, float] = {}
         self._renewing = Looper(
             "shard-leases",
             ownership.renew,
@@ -146,7 +152,7 @@ class Flusher:
         until: int | None = None
         try:
             while self._clock.monotonic() < deadline:
-                backlog = await self._journal.backlog(self._ownership.owned)
+                backlog = await self._journal.backlog(self._going())
                 if until is None:
                     until = max((shard.now_milliseconds for shard in backlog), default=0)
                 if not any(_has_older(shard, until) for shard in backlog):
@@ -166,26 +172,44 @@ class Flusher:
         return flushed
 
     async def _flush(self) -> int:
-        backlog = await self._journal.backlog(self._ownership.owned)
+        backlog = await self._journal.backlog(self._going())
         wanted = shares(backlog, self._batch_of(backlog))
         self._more = False
         if not wanted:
             return 0
-        read = await self._journal.head(wanted)
-        runs = within_bytes(read, self._settings.batch_bytes_max)
-        entries = [entry for run in runs for entry in run]
-        if not entries:
+        heads = await self._journal.head(wanted)
+        for (shard, _), head in zip(wanted, heads, strict=True):
+            if not head:
+                # Its oldest entry is of a kind that another release knows.
+                self._leave(shard)
+        runs = within_bytes(heads, self._settings.batch_bytes_max)
+        count = sum(map(len, runs))
+        if not count:
             return 0
-        await self._commit(entries)
+        if not await self._together(wanted, runs):
+            await self._apart(wanted, runs)
+        self._more = count < sum(shard.entries for shard in backlog)
+        return count
+
+    async def _together(
+        self, wanted: Sequence[tuple[int, int]], runs: Sequence[Sequence[Entry | Unreadable]]
+    ) -> bool:
+        """One transaction over all shards; False where the archive cannot take it as it is."""
+        readable = [[entry for entry in run if isinstance(entry, Entry)] for run in runs]
+        if list(map(len, readable)) != list(map(len, runs)):
+            return False
+        try:
+            await self._carrier.commit([entry for run in readable for entry in run])
+        except ArchiveRefused:
+            return False
         await asyncio.gather(
             *(
-                self._journal.acknowledge(shard, Acknowledgement(entries=tuple(run)))
-                for (shard, _), run in zip(wanted, runs, strict=True)
+                self._carrier.acknowledge(shard, run)
+                for (shard, _), run in zip(wanted, readable, strict=True)
                 if run
             )
         )
-        self._more = len(entries) < sum(shard.entries for shard in backlog)
-        return len(entries)
+        return True
 
     def _batch_of(self, backlog: Sequence[ShardBacklog]) -> int:
         """Entries of a batch that is about as large as it may be, by their average size."""
@@ -199,57 +223,39 @@ class Flusher:
         # While there is more, batches follow one another; else the queue may fill a little.
         return self._more
 
-    async def _commit(self, entries: list[Entry]) -> None:
-        started = self._clock.monotonic()
-        try:
-            written = await self._writer.write(Batch(entries=tuple(entries)))
-        except ChatMemoryError as error:
-            self._observer.observe(FlushFailed(reason=type(error).__name__, entries=len(entries)))
-            raise
-        self._observer.observe(
-            BatchFlushed(
-                entries=len(entries),
-                rows=written.rows,
-                duplicates=written.duplicates,
-                seconds=self._clock.monotonic() - started,
-            )
-        )
-
-
-class BacklogWatch:
-    """Component that measures the journal of all shards."""
-
-    def __init__(
-        self, journal: Journal, *, shards: int, pause_seconds: float, observer: Observer
+    async def _apart(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        runs: Sequence[Sequence[Entry | Unreadable]],
     ) -> None:
-        self._journal = journal
-        self._shards = range(shards)
-        self._observer = observer
-        self._looper = Looper(
-            "backlog-watch", self._look, pause_seconds=pause_seconds, observer=observer
-        )
+        """Shard by shard: one that cannot go on does not hold up the others."""
+        for (shard, _), run in zip(wanted, runs, strict=True):
+            if run and not await self._carrier.carry(shard, run):
+                self._leave(shard)
 
-    async def start(self) -> None:
-        await self._looper.start()
+    def _leave(self, shard: int) -> None:
+        """Leave a shard alone for a while: it cannot go on, and its entries are safe."""
+        self._stuck[shard] = self._clock.monotonic() + STUCK_PAUSE_SECONDS
+        self._observer.observe(FlushFailed(reason=STUCK, entries=1))
 
-    async def stop(self) -> None:
-        await self._looper.stop()
-
-    async def _look(self) -> None:
-        shards = await self._journal.backlog(self._shards)
-        self._observer.observe(BacklogSeen(shards=tuple(shards)))
+    def _going(self) -> list[int]:
+        now = self._clock.monotonic()
+        self._stuck = {shard: until for shard, until in self._stuck.items() if until > now}
+        return [shard for shard in self._ownership.owned if shard not in self._stuck]
 
 
-def within_bytes(runs: Sequence[list[Entry]], bytes_max: int) -> list[list[Entry]]:
+def within_bytes(
+    runs: Sequence[list[Entry | Unreadable]], bytes_max: int
+) -> list[list[Entry | Unreadable]]:
     """The beginnings of the runs that together stay within the size, one entry at the least."""
-    kept: list[list[Entry]] = []
+    kept: list[list[Entry | Unreadable]] = []
     left = bytes_max
     for run in runs:
         count = 0
         for entry in run:
-            if len(entry.body) > left and (count or any(kept)):
+            if entry.size > left and (count or any(kept)):
                 break
-            left -= len(entry.body)
+            left -= entry.size
             count += 1
         kept.append(run[:count])
     return kept

@@ -240,6 +240,35 @@ class ArchiveUnavailable(Unavailable):
     title = "The archive is unavailable"
 
 
+class ArchiveRefused(ArchiveUnavailable):
+    """PostgreSQL refuses what it was given for its content: the same call never succeeds.
+
+    ``reason`` is an SQLSTATE or a word of ours; what the server says quotes values.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The archive refuses the content ({reason}).")
+        self.reason = reason
+
+
+class DeadLettered(ArchiveUnavailable):
+    """A message that was to be archived is a dead letter: it stands, and somebody must look."""
+
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The archive refused a message for its content. It stands as journaled and is kept as "
+            "a dead letter until an operator retries or drops it."
+        )
+        self.retry_after_seconds = None
+
+
+class DeadLetterNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("There is no dead letter with this id.")
+
+
 class HotUnavailable(Unavailable):
     """Redis cannot be asked: nothing can be promised, so nothing is accepted."""
 

@@ -24,6 +24,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     """JSON text: a message's body, a session's document or its summary; empty for the others."""
 
+    @property
+    def size(self) -> int:
+        return len(self.body)
+
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Entries in order: within a session the order of their ids."""
@@ -44,11 +48,40 @@ class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[Entry, ...]
 
 
+class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry that no release of this service writes: its fields are missing or no text."""
+
+    position: str
+    size: int
+
+
+Refused = Literal["buried", "forgotten", "moved", "full", "kept"]
+"""What became of an entry that the archive refuses: a dead letter; nothing, for what it says was
+cleared or deleted since; it was not the oldest any more; there are too many letters; or it is a
+clear or a deletion, which is never moved aside: what it forgets would come back."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry that the archive refused for its content, out of the way of the others."""
+
+    id: MessageId
+    shard: int
+    reason: str
+    """SQLSTATE or a word of ours, of the last attempt."""
+    first_seen_milliseconds: int
+    last_attempt_milliseconds: int
+    attempts: int
+    bytes: int
+    entry: Entry | None
+    """None where it cannot be read: there is nothing to retry."""
+
+
 class ShardBacklog(msgspec.Struct, frozen=True, kw_only=True):
     shard: int
     entries: int
     bytes: int
     """Of the entries' bodies, together."""
+    dead_letters: int = 0
     oldest_milliseconds: int | None
     """Unix time of the oldest entry, by the journal's own clock."""
     now_milliseconds: int

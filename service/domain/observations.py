@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from service.domain.journal import ShardBacklog
+from service.domain.journal import Refused, ShardBacklog
 
 
 class MessagesAppended(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +70,28 @@ class FlushFailed(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
 
 
+class DeadLettered(msgspec.Struct, frozen=True, kw_only=True):
+    """The archive refused an entry for its content; what is not a letter stops its shard."""
+
+    id: str
+    shard: int
+    kind: str
+    reason: str
+    """SQLSTATE or a word of ours."""
+    outcome: Refused
+
+
+class DeadLetterHandled(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's doing. Refused: a retry that changed nothing."""
+
+    id: str
+    shard: int
+    outcome: Literal["archived", "refused", "dropped"]
+    reason: str
+    attempts: int
+    by: str
+
+
 class OwnerConflict(msgspec.Struct, frozen=True, kw_only=True):
     """Journal entries named another owner than the archive's row, which stands."""
 
@@ -116,6 +138,8 @@ Observation = (
     | BreakerChanged
     | BatchFlushed
     | FlushFailed
+    | DeadLettered
+    | DeadLetterHandled
     | OwnerConflict
     | ShardsOwned
     | BacklogSeen

@@ -1,7 +1,9 @@
 """Sessions: one conversation of one tenant, its owner and its settings."""
 
+import hashlib
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -43,6 +45,15 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     archived_through: MessageId | None
     ttl: int | None
     """Seconds left in the hot memory; None when it is not there."""
+
+
+def session_key(ref: SessionRef) -> UUID:
+    """Fixed width, computed and never looked up: 128 bits of BLAKE2b over tenant and id.
+
+    The length keeps the two apart.
+    """
+    name = f"{len(ref.tenant)}:{ref.tenant}{ref.session_id}".encode()
+    return UUID(bytes=hashlib.blake2b(name, digest_size=16).digest())
 
 
 _document_decoder: Final = msgspec.json.Decoder(SessionDocument)

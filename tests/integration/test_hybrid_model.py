@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 from redis.asyncio import Redis
@@ -66,6 +67,8 @@ class Pair:
         self.valkey = valkey
         self.said = 0
         self.calls = 0
+        self.sql: asyncpg.Connection | None = None
+        """Where some texts are refused by the archive."""
 
     async def both(self, call: Callable[[Kept], Awaitable[Any]]) -> None:
         """Make one call on both stores; their outcomes must be the same."""
@@ -90,12 +93,14 @@ class Pair:
             self.list,
             self.evict,
             self.lose_all,
+            *([self.retry] if self.sql else []),
         ]
         await self.random.choice(steps)()
 
     def new_text(self) -> str:
         self.said += 1
-        return f"m{self.said}"
+        poisoned = self.sql is not None and self.random.random() < 0.15
+        return f"{'poison' if poisoned else 'm'}{self.said}"
 
     @property
     def ref(self) -> SessionRef:
@@ -319,8 +324,39 @@ class Pair:
         await self.hybrid.flush()
         for pattern in ("*:head:*", "*:tail:*", "*:pins:*"):
             async for key in self.redis.scan_iter(pattern):
-                assert await self.redis.pttl(key) > 0
-                await self.redis.delete(key)
+                mortal = await self.redis.pttl(key) > 0
+                assert mortal or self.sql is not None
+                if mortal:
+                    await self.redis.delete(key)
+
+    async def retry(self) -> None:
+        """What was refused is mended, and some of it tried again; then it is refused once more."""
+        desk, sql = self.hybrid.store.dead_letters, self.sql
+        if desk is None or sql is None:
+            raise AssertionError("there are no letters")
+        await refuse_nothing(sql)
+        letters = [letter.id async for letter in desk.walk()]
+        for letter_id in self.random.sample(letters, k=(len(letters) + 1) // 2):
+            assert await desk.retry(letter_id, by="test") is None
+        await refuse_some(sql)
+
+    async def is_flushed(self) -> bool:
+        await self.flush()
+        journal = self.hybrid.store.journal
+        left = await journal.backlog(range(16)) if journal else []
+        return not any(shard.entries for shard in left)
+
+    async def retry_all(self) -> None:
+        desk = self.hybrid.store.dead_letters
+        if desk is None or self.sql is None:
+            raise AssertionError("there are no letters")
+        await refuse_nothing(self.sql)
+        # A shard may have stood still at a clear of a session whose row was refused.
+        await eventually(self.is_flushed, within_seconds=10)
+        for letter_id in [letter.id async for letter in desk.walk()]:
+            assert await desk.retry(letter_id, by="test") is None
+        self.sql = None
+        await self.lose_all()
 
     async def restart_redis(self) -> None:
         await self.valkey.kill()
@@ -334,6 +370,20 @@ class Pair:
             return True
 
         await eventually(back, within_seconds=10)
+
+
+async def refuse_some(sql: asyncpg.Connection) -> None:
+    await sql.execute(
+        "ALTER TABLE messages ADD CONSTRAINT picky"
+        " CHECK (body->>'content' NOT LIKE 'poison%') NOT VALID;"
+        "ALTER TABLE sessions ADD CONSTRAINT picky CHECK (document->'metadata'->>'n' <> '1'"
+        " AND summary->>'text' NOT LIKE '%3') NOT VALID"
+    )
+
+
+async def refuse_nothing(sql: asyncpg.Connection) -> None:
+    await sql.execute("ALTER TABLE messages DROP CONSTRAINT picky")
+    await sql.execute("ALTER TABLE sessions DROP CONSTRAINT picky")
 
 
 async def outcome(call: Callable[[Kept], Awaitable[Any]], kept: Kept) -> Any:
@@ -371,3 +421,30 @@ async def test_the_hybrid_store_behaves_like_the_plain_one(seed, database_url, v
             for _ in range(10):
                 await pair.read()
                 await pair.look()
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_it_does_so_too_where_the_archive_refuses_some_messages(seed, database_url, valkey):
+    """Nobody but the operators sees it: neither while they are letters nor after."""
+    settings = Settings(database_url=database_url, redis_url=valkey.url, hot_messages_max=10)
+    sql = await asyncpg.connect(database_url)
+    await refuse_some(sql)
+    async with (
+        Redis.from_url(valkey.url, protocol=2) as redis,
+        kept(Settings(store="memory")) as model,
+    ):
+        await redis.flushdb()
+        async with kept(settings) as hybrid:
+            pair = Pair(seed, hybrid, model, redis, valkey)
+            pair.sql = sql
+            for step in range(STEPS):
+                await pair.step()
+                if step == STEPS // 2:
+                    await pair.restart_redis()
+            await pair.retry_all()
+            assert [key async for key in redis.scan_iter("*:letter:*")] == []
+            assert [key async for key in redis.scan_iter("*:dead:*")] == []
+            for _ in range(10):
+                await pair.read()
+                await pair.look()
+    await sql.close()

@@ -239,7 +239,7 @@ async def test_a_replayed_batch_changes_nothing(settings, hybrid, archive):
     clock, recorder = SystemClock(), Recorder()
     async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, ownership):
         await ownership.renew()
-        journal, writer = flusher._journal, flusher._writer
+        journal, writer = flusher._journal, flusher._carrier._writer
         runs = await journal.head([(shard, 10) for shard in range(16)])
         batch = flusher_batch(runs)
         first, second = await writer.write(batch), await writer.write(batch)
@@ -867,16 +867,16 @@ async def test_batches_shrink_after_a_failure_and_grow_again(settings, hybrid, m
     small = msgspec.structs.replace(settings, flush_batch_max=16)
     async with open_flusher(small, clock=clock, observer=recorder) as (flusher, ownership):
         await ownership.renew()
-        write = flusher._writer.write
+        write = flusher._carrier._writer.write
 
         async def refuse(batch: Batch) -> Any:
             raise ArchiveUnavailable("too large")
 
-        monkeypatch.setattr(flusher._writer, "write", refuse)
+        monkeypatch.setattr(flusher._carrier._writer, "write", refuse)
         for _ in range(3):
             with pytest.raises(ArchiveUnavailable):
                 await flusher.flush_once()
-        monkeypatch.setattr(flusher._writer, "write", write)
+        monkeypatch.setattr(flusher._carrier._writer, "write", write)
         while await flusher.flush_once():
             pass
         await ownership.give_up()
@@ -928,7 +928,7 @@ async def test_a_replay_that_a_clear_extends_keeps_the_document_of_a_session_mad
     async with open_flusher(settings, clock=clock, observer=recorder) as (flusher, _):
         # Committed, and the flusher died before the trim.
         runs = await flusher._journal.head([(shard, 10) for shard in range(16)])
-        await flusher._writer.write(flusher_batch(runs))
+        await flusher._carrier._writer.write(flusher_batch(runs))
     await hybrid.store.transcripts.clear(ref())
     await hybrid.flush()
     await redis.flushdb()
@@ -1043,7 +1043,7 @@ async def test_a_late_batch_from_before_a_deletion_gives_no_message_away(setting
         await hybrid.store.sessions.delete(ref())
         await append(hybrid, "of nobody")
         await flusher.drain()
-        await flusher._writer.write(late)
+        await flusher._carrier._writer.write(late)
         await ownership.give_up()
     rows = await archive.fetch("SELECT user_id FROM messages")
     assert [row["user_id"] for row in rows] == [None]

@@ -101,3 +101,19 @@ async def test_every_script_keeps_to_one_slot(hybrid):
     assert (erased.hot_sessions, erased.idempotency_records) == (2, 4)
     shards = await store.journal.backlog(range(16))
     assert sum(shard.entries for shard in shards) == 0
+
+
+async def test_dead_letters_keep_to_one_slot(hybrid):
+    desk = hybrid.store.dead_letters
+    assert desk is not None
+    for name in ("a", "b{c}", "{cm:00}:head:", "d:dead:e%"):
+        command = Append(ref=ref(name), bodies=(said("x"), b"not ours", b"nor this", said("y")))
+        ids = (await hybrid.store.transcripts.append(command)).ids
+        await hybrid.flush()
+        assert [letter.id async for letter in desk.walk()] == list(ids[1:3])
+        assert await desk.retry(ids[1], by="test") == "undecodable"
+        await desk.drop(ids[1], by="test")
+        assert [letter.id async for letter in desk.walk()] == [ids[2]]
+        await hybrid.store.sessions.delete(ref(name))
+        assert [letter.id async for letter in desk.walk()] == []
+        await hybrid.flush()

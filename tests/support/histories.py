@@ -124,7 +124,7 @@ class Tiers:
         entries = tuple(entry for run in runs for entry in run)
         if not entries:
             return
-        await self.flusher._writer.write(Batch(entries=entries))
+        await self.flusher._carrier._writer.write(Batch(entries=entries))
         for shard, run in enumerate(runs):
             if run and acknowledged:
                 acknowledgement = Acknowledgement(entries=tuple(run))
@@ -154,7 +154,8 @@ class Tiers:
 
     async def journal(self, count: int) -> list[list[Entry]]:
         """The oldest entries of every shard."""
-        return await self.flusher._journal.head([(shard, count) for shard in range(SHARDS)])
+        runs = await self.flusher._journal.head([(shard, count) for shard in range(SHARDS)])
+        return [[entry for entry in run if isinstance(entry, Entry)] for run in runs]
 
     async def lease(self, ref: SessionRef) -> str | None:
         lease: bytes | None = await self._field(self.keys.session(ref).head, "lease")

@@ -59,12 +59,18 @@ class PostgresServer:
         self._template: str | None = None
 
     @asynccontextmanager
-    async def database(self, *, migrated: bool) -> AsyncGenerator[str]:
+    async def database(self, *, migrated: bool, encoding: str | None = None) -> AsyncGenerator[str]:
         """URL of a new database of its own, dropped afterwards."""
         name = f"test_{secrets.token_hex(6)}"
-        template = await self._migrated_template() if migrated else "template1"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        if encoding is not None:
+            options = f"TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"
+        else:
+            template = await self._migrated_template() if migrated else "template1"
+            options = f'TEMPLATE "{template}"'
+        await self._execute(f'CREATE DATABASE "{name}" {options}')
         try:
+            if migrated and encoding is not None:
+                await Migrator(self._of(name), MIGRATIONS).up()
             yield self._of(name)
         finally:
             await self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -7,6 +7,8 @@ from service.domain.observations import (
     BatchFlushed,
     BreakerChanged,
     ComponentFailed,
+    DeadLettered,
+    DeadLetterHandled,
     FlushFailed,
     HotRead,
     LoopLagSeen,
@@ -36,6 +38,8 @@ class LogObserver:
                 log.warning("flush_failed", reason=what.reason, entries=what.entries)
             case ComponentFailed():
                 log.warning("component_failed", component=what.component, reason=what.reason)
+            case DeadLettered() | DeadLetterHandled():
+                _note_letter(what)
             case OwnerConflict():
                 log.error("owner_conflict", count=what.count)
             case ShardsOwned():
@@ -71,3 +75,30 @@ def _note_model(what: SummaryEnded | ModelCalled | BreakerChanged) -> None:
             log.warning("model_breaker_changed", state=what.state)
         case _:
             pass
+
+
+def _note_letter(what: DeadLettered | DeadLetterHandled) -> None:
+    match what:
+        case DeadLettered(outcome="moved" | "forgotten"):
+            pass
+        case DeadLettered():
+            # Full and kept: its shard stands still until somebody does something about it.
+            event = "dead_letter" if what.outcome == "buried" else "shard_stuck"
+            log.error(
+                event,
+                id=what.id,
+                shard=what.shard,
+                kind=what.kind,
+                reason=what.reason,
+                outcome=what.outcome,
+            )
+        case DeadLetterHandled():
+            log.warning(
+                "dead_letter_handled",
+                id=what.id,
+                shard=what.shard,
+                outcome=what.outcome,
+                reason=what.reason,
+                attempts=what.attempts,
+                by=what.by,
+            )

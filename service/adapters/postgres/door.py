@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import asyncpg
 import msgspec
 
-from service.domain.errors import ArchiveUnavailable
+from service.domain.errors import ArchiveRefused, ArchiveUnavailable
 from service.domain.observations import PoolWaited
 from service.ports import Observer
 
@@ -29,6 +29,10 @@ VENDOR_ERRORS: Final = (
     asyncpg.InternalClientError,
     OSError,
 )
+
+CONTENT_STATES: Final = ("22", "23", "54", "P0001")
+"""SQLSTATEs, by how they begin: data (also what the library cannot encode), integrity, limits of
+the program, RAISE in a trigger."""
 
 JSON_PASSTHROUGH: Final = bytes
 """JSON columns come and go as their text: the service encodes once and decodes once."""
@@ -71,6 +75,8 @@ class PostgresDoor:
         except TimeoutError as error:
             raise ArchiveUnavailable("The archive did not answer in time.") from error
         except VENDOR_ERRORS as error:
+            if (refused := refusal_of(error)) is not None:
+                raise ArchiveRefused(refused) from error
             # Messages of the server may quote values; the class name does not.
             reason = f"The archive failed ({type(error).__name__})."
             raise ArchiveUnavailable(reason) from error
@@ -150,6 +156,23 @@ class PostgresDoor:
                     },
                 )
         return self._pool
+
+
+def refusal_of(error: BaseException) -> str | None:
+    """SQLSTATE of an error that is of the content: the same statement fails for ever.
+
+    None for all others: those of connections, resources, locks, read-only servers, time-outs and
+    of a schema that is not this release's. A unique key is not of the content either: the only
+    one that may conflict is that of a message's id, which is passed over.
+    """
+    match error:
+        case asyncpg.UniqueViolationError():
+            return None
+        case asyncpg.PostgresError():
+            state = str(error.sqlstate or "")
+            return state if state.startswith(CONTENT_STATES) else None
+        case _:
+            return None
 
 
 def _is_loss(cause: BaseException | None) -> bool:

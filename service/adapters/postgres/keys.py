@@ -1,15 +1,10 @@
-"""The fixed-width key of a session, computed and never looked up."""
+"""Keys of rows and locks."""
 
 import hashlib
-from uuid import UUID
 
-from service.domain.sessions import SessionRef
+from service.domain.sessions import SessionRef, session_key
 
-
-def session_key(ref: SessionRef) -> UUID:
-    """128 bits of BLAKE2b over tenant and id; the length keeps the two apart."""
-    name = f"{len(ref.tenant)}:{ref.tenant}{ref.session_id}".encode()
-    return UUID(bytes=hashlib.blake2b(name, digest_size=16).digest())
+__all__ = ["import_lock", "is_row_of", "session_key"]
 
 
 def is_row_of(ref: SessionRef, tenant: str, session_id: str) -> bool:

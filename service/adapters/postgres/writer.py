@@ -2,17 +2,22 @@
 
 from typing import Final, LiteralString
 
+import msgspec
+
 from service.adapters.postgres.batch_counts import Locked, counts_of, newly_forgotten
 from service.adapters.postgres.changes import SessionChange, changes_of
 from service.adapters.postgres.counters import grow_counters
 from service.adapters.postgres.door import Connection, PostgresDoor
 from service.adapters.postgres.keys import is_row_of
 from service.adapters.postgres.vectors import vectors_of
+from service.domain.errors import ArchiveRefused
 from service.domain.ids import MessageId
 from service.domain.journal import Batch, Written
 from service.domain.observations import OwnerConflict
 from service.domain.summaries import decode_covered
 from service.ports import Observer
+
+UNDECODABLE: Final = "undecodable"
 
 # Rows are made and locked in the order of their keys, so that two flushers never deadlock.
 MAKE_SESSIONS: Final[LiteralString] = """
@@ -132,6 +137,15 @@ class PostgresArchiveWriter:
         self._observer = observer
 
     async def write(self, batch: Batch) -> Written:
+        try:
+            return await self._write(batch)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            # A body that is no JSON of ours or nests too deeply, or text that is no UTF-8.
+            raise ArchiveRefused(UNDECODABLE) from error
+
+    async def _write(self, batch: Batch) -> Written:
+        if any(entry.kind == "message" and not entry.role for entry in batch.entries):
+            raise ArchiveRefused(UNDECODABLE)
         changes = changes_of(batch)
         # Made before anything is locked: large messages take their time.
         said = [entry for change in changes.values() for entry in change.messages]

@@ -22,6 +22,8 @@ from service.domain.observations import (
     BreakerChanged,
     BreakerState,
     ComponentFailed,
+    DeadLettered,
+    DeadLetterHandled,
     FlushFailed,
     HotRead,
     LoopLagSeen,
@@ -80,10 +82,10 @@ class PrometheusObserver:
                 self._observe_memory(what)
             case BatchFlushed() | FlushFailed() | ShardsOwned() | BacklogSeen():
                 self._observe_flush(what)
+            case ComponentFailed() | DeadLettered() | DeadLetterHandled():
+                self._observe_trouble(what)
             case TurnEnded() | SummaryEnded() | ModelCalled() | BreakerChanged():
                 self._observe_turn(what)
-            case ComponentFailed():
-                self._component_failures.labels(what.component, what.reason).inc()
             case PoolWaited():
                 self._pool_waits.labels(what.pool).observe(what.seconds)
             case LoopLagSeen():
@@ -99,6 +101,16 @@ class PrometheusObserver:
                 self._hot_reads.labels(what.result).inc()
             case OwnerConflict():
                 self._owner_conflicts.inc(what.count)
+
+    def _observe_trouble(self, what: ComponentFailed | DeadLettered | DeadLetterHandled) -> None:
+        match what:
+            case ComponentFailed():
+                self._component_failures.labels(what.component, what.reason).inc()
+            case DeadLettered():
+                if what.outcome == "buried":
+                    self._dead_lettered.labels(what.reason).inc()
+            case DeadLetterHandled():
+                self._handled.labels(what.outcome).inc()
 
     def _observe_flush(self, what: BatchFlushed | FlushFailed | ShardsOwned | BacklogSeen) -> None:
         match what:
@@ -116,6 +128,7 @@ class PrometheusObserver:
                     self._journal_entries.labels(str(shard.shard)).set(shard.entries)
                     age = shard.oldest_age_seconds
                     self._journal_age.labels(str(shard.shard)).set(age)
+                    self._dead_letters.labels(str(shard.shard)).set(shard.dead_letters)
 
     def _observe_turn(self, what: TurnEnded | SummaryEnded | ModelCalled | BreakerChanged) -> None:
         match what:
@@ -179,6 +192,13 @@ class PrometheusObserver:
             "journal_oldest_age_seconds", "Age of the oldest entry", "shard"
         )
 
+        self._dead_letters = self._gauge(
+            "dead_letters", "Entries that the archive refused and that wait for somebody", "shard"
+        )
+        self._dead_lettered = self._counter(
+            "dead_lettered_entries", "Entries that became dead letters, by SQLSTATE", "reason"
+        )
+
     def _make_turn_metrics(self) -> None:
         self._turns = self._counter("turns", "Turns, by how they ended", "outcome")
         self._turn_overhead = self._histogram(
@@ -228,6 +248,9 @@ class PrometheusObserver:
         )
         self._component_failures = self._counter(
             "component_failures", "Failed rounds of background components", "component", "reason"
+        )
+        self._handled = self._counter(
+            "dead_letters_handled", "Dead letters that operators retried or dropped", "outcome"
         )
         self._pool_waits = self._histogram(
             "pool_wait_seconds", "Time until a connection was had", FAST_BUCKETS, "pool"

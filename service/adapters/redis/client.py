@@ -38,11 +38,14 @@ class HotLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Script:
     """A Lua script from ``scripts/``, known by its digest."""
 
-    def __init__(self, name: str, *, of_session: bool) -> None:
+    def __init__(self, name: str, *, of_session: bool, lets_go: bool = False) -> None:
         folder = resources.files("service.adapters.redis") / "scripts"
-        own = (folder / f"{name}.lua").read_text("utf-8")
-        shared = (folder / "session.lua").read_text("utf-8") if of_session else ""
-        self.text = shared + own
+        parts = [name]
+        if of_session:
+            parts = ["letting_go", "session", name]
+        elif lets_go:
+            parts = ["letting_go", name]
+        self.text = "".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
         # Redis names scripts by SHA-1; nothing is secured by it.
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

@@ -43,12 +43,13 @@ class RedisErasure:
         status, *rest = await self._door.run(ERASE, keys, words)
         match status:
             case b"done":
-                identity, entries, records, hot = rest
+                identity, entries, records, hot, letters = rest
                 return HotErased(
                     deletion=self._deletion(ref, identity),
                     entries=entries,
                     records=records,
                     hot=hot == 1,
+                    dead_letters=letters,
                 )
             case b"gone":
                 return self._deletion(ref, rest[0]) if rest[0] else None

@@ -5,25 +5,16 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from service.adapters.redis.client import RedisDoor, Script, Value
+from service.adapters.redis.entries import entry_of
 from service.adapters.redis.keys import FLUSHERS_KEY, Keys
 from service.adapters.redis.replies import SessionLimits
-from service.domain.ids import message_id
-from service.domain.journal import Acknowledgement, Entry, EntryKind, ShardBacklog
-from service.domain.messages import role_of
+from service.domain.journal import Acknowledgement, Entry, ShardBacklog, Unreadable
 from service.domain.sessions import SessionRef
 
-ACKNOWLEDGE: Final = Script("acknowledge", of_session=False)
+ACKNOWLEDGE: Final = Script("acknowledge", of_session=False, lets_go=True)
 TAKE_SHARD: Final = Script("take_shard", of_session=False)
 RELEASE_SHARD: Final = Script("release_shard", of_session=False)
 ANNOUNCE_OWNER: Final = Script("announce_owner", of_session=False)
-
-KINDS: Final[dict[bytes, EntryKind]] = {
-    b"m": "message",
-    b"c": "clear",
-    b"s": "document",
-    b"d": "delete",
-    b"u": "summary",
-}
 
 
 class RedisJournal:
@@ -41,7 +32,7 @@ class RedisJournal:
                 ("XLEN", self._keys.journal(shard)),
                 ("XRANGE", self._keys.journal(shard), "-", "+", "COUNT", 1),
                 ("GET", self._keys.owner(shard)),
-                ("HGET", self._keys.shard_counters(shard), "bytes"),
+                ("HMGET", self._keys.shard_counters(shard), "bytes", "letters"),
             )
         # One shard's keys share a slot, but not with the others': a pipeline is no step.
         replies = await self._door.together(commands)
@@ -62,14 +53,14 @@ class RedisJournal:
         )
         return [_place(reply[0][0]) if reply else None for reply in replies]
 
-    async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry]]:
+    async def head(self, wanted: Sequence[tuple[int, int]]) -> list[list[Entry | Unreadable]]:
         replies = await self._door.together(
             [
                 ("XRANGE", self._keys.journal(shard), "-", "+", "COUNT", count)
                 for shard, count in wanted
             ]
         )
-        return [[_entry(position, fields) for position, fields in reply] for reply in replies]
+        return [_entries(reply) for reply in replies]
 
     async def acknowledge(self, shard: int, acknowledgement: Acknowledgement) -> bool:
         entries = acknowledgement.entries
@@ -113,31 +104,26 @@ class RedisShardLeases:
 
 
 def _backlog(shard: int, replies: list[Any], now: int) -> ShardBacklog:
-    entries, oldest, owner, size = replies
+    entries, oldest, owner, (size, letters) = replies
     return ShardBacklog(
         shard=shard,
         entries=int(entries),
         bytes=int(size or 0),
+        dead_letters=int(letters or 0),
         oldest_milliseconds=int(oldest[0][0].split(b"-")[0]) if oldest else None,
         now_milliseconds=now,
         owner=owner.decode() if owner else None,
     )
 
 
-def _entry(position: bytes, fields: list[bytes]) -> Entry:
-    named = dict(zip(fields[::2], fields[1::2], strict=True))
-    milliseconds, _, counter = position.partition(b"-")
-    body = named[b"b"]
-    kind = KINDS[named[b"k"]]
-    return Entry(
-        position=position.decode(),
-        kind=kind,
-        ref=SessionRef(named[b"t"].decode(), named[b"s"].decode()),
-        id=message_id(int(milliseconds), int(counter), int(named[b"r"])),
-        user_id=named[b"u"].decode() or None,
-        role=role_of(body) if kind == "message" else "",
-        body=body,
-    )
+def _entries(reply: list[Any]) -> list[Entry | Unreadable]:
+    entries: list[Entry | Unreadable] = []
+    for position, fields in reply:
+        entry = entry_of(position.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
+        if entry is None:
+            break
+        entries.append(entry)
+    return entries
 
 
 def _place(position: bytes) -> tuple[int, int]:

@@ -14,7 +14,7 @@ STOPS_CHANNELS: Final = "cm:stops:"
 
 
 class SessionKeys(msgspec.Struct, frozen=True):
-    """The keys of one session, in the order in which the scripts take them."""
+    """The keys of one session; ``listed`` in the order in which the scripts take them."""
 
     head: str
     tail: str
@@ -23,6 +23,7 @@ class SessionKeys(msgspec.Struct, frozen=True):
     shard: str
     index: str
     calls: str
+    dead: str
 
     def listed(self) -> list[str]:
         return [
@@ -55,6 +56,7 @@ class Keys:
             shard=f"{tag}:shard",
             index=f"{tag}:index:{tenant}",
             calls=f"{tag}:calls:{name}",
+            dead=f"{tag}:dead:{name}",
         )
 
     def profile(self, tenant: str, user_id: str) -> str:
@@ -87,6 +89,12 @@ class Keys:
 
     def owner(self, shard: int) -> str:
         return f"{_tag(shard)}:owner"
+
+    def letters(self, shard: int) -> str:
+        return f"{_tag(shard)}:letters"
+
+    def letter(self, shard: int, letter_id: str) -> str:
+        return f"{_tag(shard)}:letter:{letter_id}"
 
     def index(self, shard: int, tenant: str) -> str:
         return f"{_tag(shard)}:index:{_segment(tenant)}"

@@ -71,7 +71,8 @@ def _mismatch(field: str, stored: str, value: str) -> str:
         return (
             f"JOURNAL_SHARDS is {value}, but this Redis was filled with {stored}. "
             f"To change it: stop all API processes, let `flush` run with {stored} until the "
-            f"journal is empty, delete the keys that begin with '{{cm', and start with {value}."
+            "journal is empty, retry or drop the dead letters, delete the keys that begin with "
+            f"'{{cm', and start with {value}."
         )
     return (
         "This Redis was filled by a store with another archive setting (STORE=hybrid against "

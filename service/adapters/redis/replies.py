@@ -15,7 +15,7 @@ from service.ports import HotState
 FIELDS: Final = (
     *("epoch", "known", "exists", "user", "document", "born", "floor", "cleared", "active"),
     *("last", "unflushed", "held", "pinned", "ttl", "want", "lease", "lease_until", "turn"),
-    *("budget", "summary", "through", "importing_until"),
+    *("budget", "summary", "through", "importing_until", "letter"),
 )
 """In the order of session.lua."""
 
@@ -73,6 +73,7 @@ class SessionArguments:
             messages=tuple(messages),
             summary=fields["summary"].encode(),
             importing=fields["importing_until"],
+            letter=_identity(fields["letter"]),
         )
 
     def ttl(self, milliseconds: int, *, exists: bool, own: str) -> int | None:

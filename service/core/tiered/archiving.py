@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from service.core.background import owned_task
-from service.domain.errors import ArchiveUnavailable, DurabilityUnavailable
+from service.domain.errors import ArchiveUnavailable, DeadLettered, DurabilityUnavailable
 from service.domain.ids import ZERO_ID, MessageId, split_id
 from service.domain.sessions import SessionRef
-from service.ports import Archive, Journal, Wanted
+from service.ports import Archive, DeadLetters, Journal, Wanted
 
 LOOK_PAUSE_SECONDS: Final = 0.005
 """Between two looks at the journal while somebody waits."""
@@ -17,25 +17,40 @@ LOOK_PAUSE_SECONDS: Final = 0.005
 class ArchiveWaits:
     """Lets any number of callers wait; one look at the journal serves all of them.
 
-    An entry leaves the journal only after its commit, and in order: when the oldest entry of a
-    shard is younger than a message, or there is none, it is time to ask the archive. That one has
-    the word: a journal that was lost looks the same.
+    An entry leaves the journal only after its commit or as a dead letter, and in order: when the
+    oldest entry of a shard is younger than a message, or there is none, it is time to ask the
+    archive. That one has the word: a journal that was lost looks the same.
     """
 
-    def __init__(self, journal: Journal, archive: Archive, *, seconds: float) -> None:
+    def __init__(
+        self, journal: Journal, archive: Archive, letters: DeadLetters, *, seconds: float
+    ) -> None:
         self._journal = journal
         self._archive = archive
+        self._letters = letters
         self._seconds = seconds
         self._waiting: dict[asyncio.Future[None], tuple[SessionRef, tuple[int, int]]] = {}
         self._looking: asyncio.Task[None] | None = None
 
     async def until_archived(
-        self, ref: SessionRef, message_id: MessageId, *, seconds: float | None = None
+        self,
+        ref: SessionRef,
+        message_id: MessageId,
+        *,
+        first: MessageId | None = None,
+        seconds: float | None = None,
     ) -> None:
-        """Raises ArchiveUnavailable at the time-out; the message stands as journaled."""
+        """Wait for a message, or for all from ``first`` on up to it.
+
+        Raises ArchiveUnavailable at the time-out; the messages stand as journaled. Raises
+        DeadLettered at once where the archive has refused one of them.
+        """
         try:
             async with asyncio.timeout(self._seconds if seconds is None else seconds):
                 await self._left(ref, message_id)
+                # What leaves the journal for the letters does so in one step.
+                if await self._letters.among(ref, first or message_id, message_id):
+                    raise DeadLettered
                 archived = await self._has(ref, message_id)
         except TimeoutError as error:
             raise ArchiveUnavailable(

@@ -167,4 +167,5 @@ def _sum(before: Erased, hot: HotErased, archived: ArchiveErased) -> Erased:
         archive_sessions=before.archive_sessions + archived.sessions,
         archive_messages=before.archive_messages + archived.messages,
         idempotency_records=before.idempotency_records + hot.records + archived.records,
+        dead_letters=before.dead_letters + hot.dead_letters,
     )

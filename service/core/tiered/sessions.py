@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from service.core.tiered.archiving import ArchiveWaits
 from service.core.tiered.warming import Warming, moved_too_often, moves
 from service.domain.errors import ArchiveUnavailable, SessionExists, SessionNotFound
@@ -17,9 +19,11 @@ from service.ports import (
     Cold,
     Create,
     Created,
+    DeadLetters,
     HotSessions,
     HotState,
     HotTranscripts,
+    PageQuery,
     SessionQuery,
     SessionsPage,
 )
@@ -38,12 +42,14 @@ class TieredSessions:
         archive: Archive | None,
         warming: Warming,
         waits: ArchiveWaits | None,
+        letters: DeadLetters | None,
     ) -> None:
         self._hot = hot
         self._transcripts = transcripts
         self._archive = archive
         self._warming = warming
         self._waits = waits
+        self._letters = letters
 
     async def create(self, command: Create) -> Created:
         for _ in moves():
@@ -75,11 +81,31 @@ class TieredSessions:
             # The archive is read after the hot state: what was flushed in between is in its count.
             archived = await self._archive.session(ref) if self._archive else None
             if state.known:
-                return _merged(ref, state, archived)
+                merged = _merged(ref, state, archived)
+                return await self._with_letters(ref, state, archived, merged)
             if (archived is None or archived.deleted) and not state.exists:
                 raise SessionNotFound
             await self._warming.know(ref, state)
         raise moved_too_often()
+
+    async def _with_letters(
+        self, ref: SessionRef, state: HotState, archived: ArchivedSession | None, merged: Session
+    ) -> Session:
+        """The archive has what is behind a dead letter, and not all up to there."""
+        through = merged.archived_through
+        if not (self._letters and self._archive and archived and through and state.letter):
+            return merged
+        missing = await self._letters.among(ref, state.letter, through)
+        if not missing:
+            return merged
+        before = PageQuery(limit=1, descending=True, before=missing[0])
+        rows = await self._archive.page(ref, before, above=state.cleared_through)
+        hidden = 0 if state.floor == ZERO_ID else len(missing)
+        return msgspec.structs.replace(
+            merged,
+            archived_through=id_of(rows[0]) if rows else None,
+            message_count=merged.message_count + hidden,
+        )
 
     async def newest(self, query: SessionQuery) -> SessionsPage:
         # Asked first: what is flushed in between is in the archive. A session that is named here

@@ -55,7 +55,7 @@ class TieredTranscripts:
         )
         if command.durability != "archived" or self._waits is None:
             return appended
-        await self._waits.until_archived(command.ref, appended.ids[-1])
+        await self._waits.until_archived(command.ref, appended.ids[-1], first=appended.ids[0])
         return msgspec.structs.replace(appended, durability="archived")
 
     async def recent(self, ref: SessionRef, need: Need, *, archive_only: bool = False) -> Recent:

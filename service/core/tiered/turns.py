@@ -76,17 +76,28 @@ class TieredTurns:
 
     async def finish(self, command: Finish) -> Finished:
         finished = await self._hot.finish(command)
-        await self._until_archived(command.ref, command.durability, finished.message_id)
+        if command.durability == "archived" and finished.message_id is not None:
+            # What the turn was asked is archived with its answer, or it is not.
+            record = await self._hot.find(command.ref, command.turn_id)
+            first = record.user_message_id if record else None
+            await self._until_archived(
+                command.ref, command.durability, finished.message_id, first=first
+            )
         return finished
 
     async def fail(self, command: Finish) -> Finished:
         return await self._hot.fail(command)
 
     async def _until_archived(
-        self, ref: SessionRef, wanted: Wanted, message_id: MessageId | None
+        self,
+        ref: SessionRef,
+        wanted: Wanted,
+        message_id: MessageId | None,
+        *,
+        first: MessageId | None = None,
     ) -> None:
         if wanted == "archived" and self._waits is not None and message_id is not None:
-            await self._waits.until_archived(ref, message_id)
+            await self._waits.until_archived(ref, message_id, first=first)
 
     async def _warm(self, command: Begin, state: HotState) -> None:
         need = _needed(command, state.document)

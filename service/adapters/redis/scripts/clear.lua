@@ -8,6 +8,7 @@ if not head.known then return { 'cold', state(0) } end
 if not head.exists then return { 'missing' } end
 if not has_room(1, 0) then return { 'full' } end
 forget_messages(accept('c', '', ARGV[9]))
+renew_document(ARGV[9])
 forget_asked()
 remember()
 settle()

@@ -2,7 +2,7 @@
 --
 -- ARGV  9 last id that is kept no longer
 -- Reply {'done'}
--- Nothing unflushed is dropped, and no lifetime slides. The epoch is new: what was read from the
+-- Nothing unflushed is dropped but dead letters, and no lifetime slides. The epoch is new: what was read from the
 -- archive before is not filled in any more. Repeated, it changes nothing more.
 if fresh then
   leave_nothing()
@@ -21,6 +21,9 @@ local function drop(list, most)
   return gone
 end
 
+forget_letters(MESSAGE_CLASS, SUMMARY_CLASS, through)
+renew_document(0, through)
+
 set('epoch', ARGV[1])
 if (head.cleared or ZERO) < through then set('cleared', through) end
 local held = tonumber(head.held)
@@ -37,4 +40,8 @@ if head.through and head.through <= through then
   set('through', '')
 end
 save()
+if forgotten_letters > 0 then
+  if tonumber(head.unflushed) == 0 then redis.call('ZREM', INDEX, ARGV[8]) end
+  settle()
+end
 return { 'done' }

@@ -26,7 +26,7 @@ local UNFILLED_MILLISECONDS = 60000
 local FIELDS = {
   'epoch', 'known', 'exists', 'user', 'document', 'born', 'floor', 'cleared', 'active', 'last',
   'unflushed', 'held', 'pinned', 'ttl', 'want', 'lease', 'lease_until', 'turn', 'budget',
-  'summary', 'through', 'importing_until',
+  'summary', 'through', 'importing_until', 'letter',
 }
 
 local head = {}
@@ -65,7 +65,7 @@ end
 
 local function begin_anew()
   tell_turn()
-  redis.call('DEL', HEAD, TAIL, PINS)
+  redis.call('DEL', HEAD, TAIL, PINS, dead_of(HEAD))
   head = {}
   changed = {}
   fresh = true
@@ -110,11 +110,13 @@ local function identity(stream_id, random)
     (counter % 64) * 4398046511104 + random)
 end
 
+-- Dead letters count as what is not archived, and so does what stands behind one in the tail.
 local function has_room(entries, bytes)
   if not ARCHIVED then return true end
-  if redis.call('XLEN', JOURNAL) + entries > tonumber(ARGV[5]) then return false end
-  local held = tonumber(redis.call('HGET', SHARD, 'bytes') or 0)
-  return held + bytes <= tonumber(ARGV[6])
+  local most, held = tonumber(ARGV[5]), redis.call('HMGET', SHARD, 'bytes', 'letters', 'letter_bytes')
+  if redis.call('XLEN', JOURNAL) + tonumber(held[2] or 0) + entries > most then return false end
+  if head.letter and head.letter ~= '' and tonumber(head.held) + entries > most then return false end
+  return tonumber(held[1] or 0) + tonumber(held[3] or 0) + bytes <= tonumber(ARGV[6])
 end
 
 local journaled_bytes, accepted_at = 0, nil
@@ -143,7 +145,7 @@ end
 local function trim()
   local held = tonumber(head.held)
   if not ARCHIVED or held * 4 <= HELD_MAX * 5 then return end
-  local excess = math.min(held - HELD_MAX, held - tonumber(head.unflushed))
+  local excess = excess_of(TAIL, held, HELD_MAX, tonumber(head.unflushed), head.letter)
   if excess <= 0 then return end
   redis.call('LTRIM', TAIL, excess, -1)
   set('held', held - excess)
@@ -232,7 +234,28 @@ local function forget_pieces()
   end
 end
 
+local forgotten_letters = 0
+
+-- What is cleared or deleted is no dead letter any more.
+local function forget_letters(first, last, through)
+  local taken = take_letters(dead_of(HEAD), SHARD, through or 'g', first, last)
+  if taken == 0 then return 0 end
+  forgotten_letters = forgotten_letters + taken
+  set('unflushed', tonumber(head.unflushed) - taken)
+  set('letter', oldest_letter(dead_of(HEAD)))
+  return taken
+end
+
+-- A clear does not forget the document; but where that is a letter, the archive would take it for what
+-- was cleared, were it to come later: it is journaled anew.
+local function renew_document(random, through)
+  if forget_letters(DOCUMENT_CLASS, DOCUMENT_CLASS, through) > 0 then
+    accept('s', head.document or '', random)
+  end
+end
+
 local function forget_messages(cleared_through)
+  forget_letters(MESSAGE_CLASS, SUMMARY_CLASS)
   redis.call('DEL', TAIL, PINS)
   tell_turn()
   forget_pieces()
@@ -248,6 +271,7 @@ end
 
 -- After forget_messages: what is left of a session that does not exist any more.
 local function end_session()
+  forget_letters(DOCUMENT_CLASS, DOCUMENT_CLASS)
   for _, field in ipairs({ 'exists', 'user', 'document', 'want', 'budget', 'ttl', 'born', 'erased' }) do
     set(field, '')
     head[field] = nil
