@@ -29,6 +29,10 @@ env: $(VENV)/.servers $(VENV)/.model ## Make the environment in .venv
 test: env $(VENV)/.test ## Run every test; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.test ## Break everything for 10 minutes and check the promises (CHAOS_SECONDS, CHAOS_SEED)
+	@$(BIN)/python -m tests.chaos
+
 .PHONY: lint
 lint: $(VENV)/.servers $(VENV)/.test ## Check style, import directions and types
 	$(BIN)/ruff check
