@@ -4,14 +4,17 @@ Pure: it sees no server. Where a clear was in doubt (repeated, or never answered
 at any later time; such a session is held to what is still certain.
 """
 
-import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from tests.chaos.records import Call, Exposed, Final, Row, StoredSession
+
+WINDOW = 50
+"""Messages that a model is shown where nobody asks for another number."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -28,6 +31,8 @@ class Said(msgspec.Struct, frozen=True):
     text: str
     start: float
     end: float
+    archived: bool
+    """It was in PostgreSQL when it was acknowledged."""
 
 
 class Clear(msgspec.Struct, frozen=True):
@@ -98,7 +103,8 @@ def _clear(call: Call) -> Clear:
 def _said(call: Call) -> Iterator[Said]:
     if call.outcome == "acked":
         for identity, (role, text) in zip(call.ids, call.said, strict=False):
-            yield Said(identity, role, text, call.start, call.end)
+            archived = call.durability == "archived"
+            yield Said(identity, role, text, call.start, call.end, archived)
 
 
 def _of_session(
@@ -115,6 +121,7 @@ def _of_session(
     yield from _accepted_order(session, history)
     yield from _readers(session, stored)
     yield from _turns(session, history)
+    yield from _prompts(session, history)
     for read in history.reads:
         yield from _read(session, history, read)
 
@@ -189,18 +196,34 @@ def _readers(session: str, stored: StoredSession) -> Iterator[Violation]:
 
 
 def _turns(session: str, history: History) -> Iterator[Violation]:
-    """Turns of a session do not run at once; one that was repeated may have been taken up late."""
-    chats = [
-        call.ids
-        for call in history.calls
-        if call.operation == "chat" and len(call.attempts) == 1 and len(call.ids) == 2
-    ]
-    chats.sort()
-    for one, other in itertools.pairwise(chats):
-        if other[0] < one[1]:
-            yield Violation(
-                "turns_overlap", session, f"{other[0]} is between {one[0]} and {one[1]}"
-            )
+    """Nothing of another turn stands between a turn's message and its answer.
+
+    Only of turns that were answered at once: one that is repeated is taken up where it was left.
+    """
+    chats = [call for call in history.calls if call.operation == "chat"]
+    ids = sorted(identity for call in chats for identity in call.ids)
+    for call in chats:
+        if len(call.attempts) == 1 and len(call.ids) == 2:
+            between = ids[bisect_right(ids, call.ids[0]) : bisect_left(ids, call.ids[1])]
+            if between:
+                yield Violation("turns_overlap", session, f"{between[0]} is within another turn")
+
+
+def _prompts(session: str, history: History) -> Iterator[Violation]:
+    """The model was shown what had been said, as far as its window reaches.
+
+    A turn that was repeated tells of the time of its first run.
+    """
+    for call in history.calls:
+        if call.shown < 0 or len(call.attempts) > 1:
+            continue
+        known = sum(
+            message.end < call.start and not history.may_miss(message, call.end)
+            for message in history.said
+        )
+        if call.shown < min(known, WINDOW):
+            detail = f"a turn was shown {call.shown} of {known} messages"
+            yield Violation("missed", session, detail)
 
 
 def _read(session: str, history: History, read: Call) -> Iterator[Violation]:
@@ -217,6 +240,7 @@ def _read(session: str, history: History, read: Call) -> Iterator[Violation]:
         and message.id not in shown
         and _is_asked_for(message, read, ids)
         and not history.may_miss(message, read.end)
+        and (message.archived or not read.archive_only)
     ]
     if missed and not ids:
         yield Violation(
@@ -224,7 +248,7 @@ def _read(session: str, history: History, read: Call) -> Iterator[Violation]:
         )
     elif missed:
         yield Violation("missed", session, f"a read lacks {len(missed)}, so {missed[0].id}")
-    for message in history.said:
+    for message in [] if read.archive_only else history.said:
         if message.id in shown and history.must_miss(message, read.start):
             yield Violation("came_back", session, f"a read shows {message.id} after its clear")
 

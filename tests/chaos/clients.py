@@ -12,7 +12,6 @@ import msgspec
 
 from tests.chaos.records import Attempt, Call, Operation, Outcome, Row
 
-ATTEMPT_SECONDS = 6.0
 ATTEMPTS_MAX = 8
 SESSION_MESSAGES = 300
 SHARED_SESSIONS = 3
@@ -31,6 +30,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     durability: str = ""
     limit: int = 0
     after: str = ""
+    archive_only: bool = False
 
 
 class Client:
@@ -44,12 +44,14 @@ class Client:
         calls: list[Call],
         *,
         weights: Mapping[str, float],
+        attempt_seconds: float,
     ) -> None:
         self._name = name
         self._chance = random.Random(seed)
         self._apis = apis
         self._calls = calls
         self._weights = weights
+        self._attempt_seconds = attempt_seconds
         self._number = 0
         self._session_number = 0
         self._said_here = 0
@@ -57,7 +59,7 @@ class Client:
 
     async def run(self, until: Callable[[], bool]) -> None:
         limits = httpx.Limits(max_connections=4, max_keepalive_connections=4)
-        async with httpx.AsyncClient(timeout=ATTEMPT_SECONDS, limits=limits) as http:
+        async with httpx.AsyncClient(timeout=self._attempt_seconds, limits=limits) as http:
             while not until():
                 call = await self._made(http, self._next())
                 self._calls.append(call)
@@ -68,19 +70,20 @@ class Client:
         names, weights = list(self._weights), list(self._weights.values())
         chosen = self._chance.choices(names, weights)[0]
         session = f"{self._name}-{self._session_number}"
-        if chosen == "shared":
+        if chosen.startswith("shared"):
             # Renewed as time goes: long sessions are slow to check.
             epoch = int(time.monotonic() / 20)
             session = f"shared-{self._chance.randrange(SHARED_SESSIONS)}-{epoch}"
-            return self._append(session, 1 if self._chance.random() < 0.7 else 3)
         match chosen:
             case "append" | "archived":
                 return self._append(session, 1, durability=chosen)
             case "unkeyed":
                 return self._append(session, 1, keyed=False)
+            case "shared":
+                return self._append(session, 1 if self._chance.random() < 0.7 else 3)
             case "batch":
                 return self._append(session, self._chance.randint(2, 30))
-            case "chat":
+            case "chat" | "shared_chat":
                 [text] = self._texts(1)
                 path = f"/v1/sessions/{session}/chat"
                 return Request(
@@ -126,6 +129,9 @@ class Client:
             path, after = f"/v1/sessions/{session}/messages?limit={limit}&order=desc", ""
             if self._chance.random() < 0.5:
                 path = f"/history/{session}?limit={limit}"
+        archive_only = self._chance.random() < 0.15
+        if archive_only:
+            path += "&consistency=archive"
         return Request(
             operation="read",
             session=session,
@@ -134,6 +140,7 @@ class Client:
             keyed=False,
             limit=limit,
             after=after,
+            archive_only=archive_only,
         )
 
     def _texts(self, count: int) -> tuple[str, ...]:
@@ -165,7 +172,7 @@ class Client:
         start = time.monotonic()
         status, code, body = None, "", b""
         try:
-            async with asyncio.timeout(ATTEMPT_SECONDS):
+            async with asyncio.timeout(self._attempt_seconds):
                 response = await http.request(
                     request.method,
                     self._apis[api] + request.path,
@@ -203,13 +210,14 @@ def _call(
 ) -> Call:
     ids: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
+    shown = -1
     if outcome == "acked" and body:
         answer = msgspec.json.decode(body)
         match request.operation:
             case "append":
                 ids = tuple(message["id"] for message in answer["messages"])
             case "chat":
-                said = answer["message"]
+                said, shown = answer["message"], (answer["context"] or {"messages": -1})["messages"]
                 ids = (answer["user_message_id"], *([said["id"]] if said else []))
             case _:
                 rows = rows_of(answer)
@@ -230,6 +238,8 @@ def _call(
         limit=request.limit,
         after=request.after,
         rows=rows,
+        shown=shown,
+        archive_only=request.archive_only,
     )
 
 

@@ -36,6 +36,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Of an append or a chat: what was said."""
     ids: tuple[str, ...] = ()
     """As acknowledged, in the order of ``texts``; of a chat also the answer's, where it has one."""
+    shown: int = -1
+    """Of a chat: how many earlier messages the model was shown."""
+    archive_only: bool = False
+    """Of a read: of PostgreSQL, which may lag behind all but what waited for it."""
     limit: int = 0
     after: str = ""
     """Of a read that asked for what follows an id; others ask for the newest."""

@@ -16,7 +16,6 @@ from tests.chaos.report import Outcome, markdown
 from tests.chaos.schedule import Fault
 from tests.chaos.stack import Stack, running_stack
 
-DRAIN_SECONDS = 60.0
 MIX: Mapping[str, float] = {
     "append": 30,
     "batch": 25,
@@ -35,6 +34,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     faults: Sequence[Fault]
     clients: int = 12
     mix: Mapping[str, float] = msgspec.field(default_factory=lambda: dict(MIX))
+    attempt_seconds: float = 6.0
+    """How long a client waits for an answer."""
+    drain_seconds: float = 60.0
+    """How long the flushers may take for what is left in the journal."""
+    model_seconds: float = 0.0
+    """How long the model thinks."""
     environment: Mapping[str, str] = {}
     module: str = "service"
     """What is run in its place with a planted bug."""
@@ -44,6 +49,7 @@ async def run(plan: Plan, folder: Path) -> Outcome:
     """Writes ``calls.jsonl`` and ``report.md`` to the folder, beside the processes' logs."""
     calls: list[Call] = []
     async with running_stack(folder, environment=plan.environment, module=plan.module) as stack:
+        stack.model.echo_seconds = plan.model_seconds
         watch = Watch(stack)
         watching = asyncio.create_task(watch.run())
         try:
@@ -52,14 +58,15 @@ async def run(plan: Plan, folder: Path) -> Outcome:
             for service in stack.services.values():
                 await service.until_ready()
             began = time.monotonic()
-            await until_archived(stack, DRAIN_SECONDS)
+            await until_archived(stack, plan.drain_seconds)
             drained = time.monotonic() - began
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         sessions = sorted({call.session for call in calls})
         final = await final_state(stack, sessions, _apis(stack))
-        exits = {name: await service.stop() for name, service in stack.services.items()}
+        ended = await asyncio.gather(*(it.stop() for it in stack.services.values()))
+        exits = dict(zip(stack.services, ended, strict=True))
         unasked = [end for service in stack.services.values() for end in service.unasked_ends]
     outcome = Outcome(
         seed=plan.seed,
@@ -86,7 +93,14 @@ async def _under_fire(stack: Stack, plan: Plan, calls: list[Call]):
     apis = _apis(stack)
     async with asyncio.TaskGroup() as group:
         for number in range(plan.clients):
-            client = Client(f"c{number}", plan.seed * 1000 + number, apis, calls, weights=plan.mix)
+            client = Client(
+                f"c{number}",
+                plan.seed * 1000 + number,
+                apis,
+                calls,
+                weights=plan.mix,
+                attempt_seconds=plan.attempt_seconds,
+            )
             group.create_task(client.run(is_over.is_set))
         done = await carry_out(stack, plan.faults)
         await asyncio.sleep(until - time.monotonic())

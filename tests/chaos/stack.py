@@ -13,6 +13,8 @@ from tests.support.model_server import ModelServer
 
 # A request whose lost reply matters: it has run.
 MARKERS = {"redis": b"EVALSHA", "postgres": b"COMMIT", "model": b"POST ", "api": b"POST "}
+READS = b""
+"""The API commits nothing to PostgreSQL: there any reply is as good as another."""
 
 # Short, so that what takes minutes in production happens within a run.
 ENVIRONMENT = {
@@ -78,7 +80,8 @@ async def running_stack(
         ports = {"redis": stack.redis.port, "postgres": stack.postgres.port, "model": model_port}
         for name in LINKS:
             server = name.split("-")[1]
-            marker = MARKERS[server.rstrip("01")]
+            reads = name.startswith("api") and server == "postgres"
+            marker = READS if reads else MARKERS[server.rstrip("01")]
             # Where a process listens is known only when there is one.
             link = Link(name, ports.get(server, 0), marker=marker)
             stack.links[name] = await exits.enter_async_context(link)

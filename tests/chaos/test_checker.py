@@ -39,8 +39,8 @@ def tried(start: float, status: int | None, code: str = "") -> Attempt:
     return Attempt(api="api0", start=start, end=start + 1, status=status, code=code)
 
 
-def chat(start: float, text: str, ids: str) -> Call:
-    return said(start, text, ids=ids, operation="chat")
+def chat(start: float, text: str, ids: str, **changes: Any) -> Call:
+    return said(start, text, ids=ids, **({"operation": "chat", "shown": 100} | changes))
 
 
 def read(start: float, *rows: Row, limit: int = 10, **changes: Any) -> Call:
@@ -63,7 +63,7 @@ def row(identity: str, text: str, role: str = "user") -> Row:
 
 
 def stored(*rows: Row, **changes: Any) -> Final:
-    of_session = {
+    of_session: dict[str, Any] = {
         "readers": {"api0": rows, "api1": rows},
         "archive": rows,
         "message_count": len(rows),
@@ -77,6 +77,7 @@ def stored(*rows: Row, **changes: Any) -> Final:
 
 A, B, C = row("a", "one"), row("b", "two"), row("c", "three")
 ONE, TWO, THREE = said(1, "one", ids="a"), said(3, "two", ids="b"), said(5, "three", ids="c")
+REPLY = row("c", answer_to("two"), "assistant")
 ANSWER = row("b", answer_to("one"), "assistant")
 
 
@@ -94,6 +95,12 @@ LAWFUL: dict[str, tuple[list[Call], Final]] = {
     "read the newest": ([ONE, TWO, read(5, B, limit=1)], stored(A, B)),
     "read what follows": ([ONE, TWO, THREE, read(7, B, limit=1, after="a")], stored(A, B, C)),
     "read beside the write": ([ONE, TWO, read(3.5, A)], stored(A, B)),
+    "the archive's read may lag": ([ONE, read(3, archive_only=True)], stored(A)),
+    "a turn is shown what was said": ([ONE, chat(3, "two", "bc")], stored(A, B, REPLY)),
+    "a repeated turn was shown less": (
+        [ONE, chat(3, "two", "bc", shown=0, attempts=(tried(3, None), tried(3.5, 200)))],
+        stored(A, B, REPLY),
+    ),
     "no read": ([ONE, read(3, outcome="unknown")], stored(A)),
     "cleared": ([ONE, clear(3), read(5)], stored(counted=1)),
     "said after the clear": ([ONE, clear(3), THREE, read(7, C)], stored(C, counted=2)),
@@ -165,6 +172,16 @@ BROKEN: dict[str, tuple[str, list[Call], Final]] = {
         "missed",
         [ONE, TWO, THREE, read(7, C, after="a")],
         stored(A, B, C),
+    ),
+    "the archive's read lacks what waited for it": (
+        "wrongly_empty",
+        [said(1, "one", ids="a", durability="archived"), read(3, archive_only=True)],
+        stored(A),
+    ),
+    "a turn was shown nothing": (
+        "missed",
+        [ONE, chat(3, "two", "bc", shown=0)],
+        stored(A, B, REPLY),
     ),
     "wrongly empty": ("wrongly_empty", [ONE, read(3)], stored(A)),
     "wrongly not found": ("wrongly_empty", [ONE, read(3, outcome="refused")], stored(A)),
