@@ -24,18 +24,25 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def carry_out(stack: Stack, faults: Sequence[Fault]) -> list[Done]:
-    """Returns when the last one is over; raises what went wrong in making one."""
+    """Returns when the last one is over; raises what went wrong in making one.
+
+    A target that is not back yet, such as a database that recovers, has its next fault after that.
+    """
     began = time.monotonic()
+    free = {fault.target: asyncio.Lock() for fault in faults}
     async with asyncio.TaskGroup() as group:
-        running = [group.create_task(_at(stack, fault, began)) for fault in faults]
+        running = [
+            group.create_task(_at(stack, fault, began, free[fault.target])) for fault in faults
+        ]
     return [task.result() for task in running]
 
 
-async def _at(stack: Stack, fault: Fault, began: float) -> Done:
+async def _at(stack: Stack, fault: Fault, began: float, free: asyncio.Lock) -> Done:
     await asyncio.sleep(began + fault.at - time.monotonic())
-    start = time.monotonic()
-    met = await _make(stack, fault)
-    return Done(fault=fault, start=start, end=time.monotonic(), met=met)
+    async with free:
+        start = time.monotonic()
+        met = await _make(stack, fault)
+        return Done(fault=fault, start=start, end=time.monotonic(), met=met)
 
 
 async def _make(stack: Stack, fault: Fault) -> bool:
@@ -64,8 +71,11 @@ async def _on_link(link: Link, fault: Fault) -> bool:
 
 async def _on_service(stack: Stack, fault: Fault) -> bool:
     service = stack.services[fault.target]
-    if fault.kind == "kill":
-        service.kill()
+    if fault.kind in {"kill", "restart"}:
+        if fault.kind == "kill":
+            service.kill()
+        else:
+            await service.end()
         await asyncio.sleep(fault.seconds)
         service.revive()
     else:
@@ -78,8 +88,8 @@ async def _on_service(stack: Stack, fault: Fault) -> bool:
 async def _on_redis(stack: Stack, fault: Fault) -> bool:
     redis = stack.redis
     match fault.kind:
-        case "kill":
-            await redis.kill()
+        case "kill" | "restart":
+            await (redis.kill() if fault.kind == "kill" else redis.end())
             await asyncio.sleep(fault.seconds)
             await redis.revive()
         case "pause":
@@ -98,8 +108,8 @@ async def _on_redis(stack: Stack, fault: Fault) -> bool:
 async def _on_postgres(stack: Stack, fault: Fault) -> bool:
     postgres = stack.postgres
     match fault.kind:
-        case "kill":
-            await postgres.kill()
+        case "kill" | "restart":
+            await (postgres.kill() if fault.kind == "kill" else postgres.end())
             await asyncio.sleep(fault.seconds)
             await postgres.revive()
         case "pause":

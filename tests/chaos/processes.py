@@ -13,6 +13,13 @@ import httpx
 from tests.support.polling import eventually
 from tests.support.processes import ROOT, free_port
 
+END_SECONDS = 15.0
+"""Well above SHUTDOWN_GRACE_SECONDS of these runs."""
+
+
+START_SECONDS = 10.0
+"""Until then Python may not have come to the handling of signals."""
+
 
 class ServiceProcess:
     """``python -m MODULE WORDS``, started again whenever it has ended."""
@@ -38,6 +45,7 @@ class ServiceProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._may_run = asyncio.Event()
         self._asked = False
+        self._started_at = 0.0
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
 
@@ -63,6 +71,24 @@ class ServiceProcess:
         self._asked = True
         self.killed_at.append(time.monotonic())
         self._send(signal.SIGKILL)
+
+    async def end(self) -> None:
+        """SIGTERM, and it stays away until ``revive``. One that does not end cleanly is noted."""
+        self._may_run.clear()
+        self._asked = True
+        process = self._process
+        if process is None:
+            return
+        self._send(signal.SIGTERM)
+        try:
+            status = await asyncio.wait_for(process.wait(), END_SECONDS)
+        except TimeoutError:
+            self._send(signal.SIGKILL)
+            self.unasked_ends.append(f"{self.name} did not end at SIGTERM")
+        else:
+            young = time.monotonic() - self._started_at < START_SECONDS
+            if status != 0 and not (young and status == -signal.SIGTERM):
+                self.unasked_ends.append(f"{self.name} ended with status {status} at SIGTERM")
 
     def revive(self) -> None:
         self._may_run.set()
@@ -93,6 +119,7 @@ class ServiceProcess:
         with self.log.open("ab") as output:
             while not self._stopping:
                 self._asked = False
+                self._started_at = time.monotonic()
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
                     cwd=ROOT,

@@ -14,6 +14,7 @@ LINKS = (
 LINK_FAULTS = ("cut", "black_hole", "delay", "drop_reply", "half_open")
 SERVICES = ("api0", "api1", "flusher0", "flusher1")
 STORES = ("redis", "postgres")
+ENDS = ("kill", "pause", "restart")
 
 SECONDS_OF_FAULT = {
     "cut": (0.1, 2.0),
@@ -24,10 +25,15 @@ SECONDS_OF_FAULT = {
     "half_open": (0.3, 3.0),
     "kill": (0.1, 1.5),
     "pause": (0.3, 4.0),
+    "restart": (0.1, 1.0),
     "exhausted": (0.5, 3.0),
     "full": (0.3, 2.0),
     "failover": (1.0, 1.0),
 }
+
+
+RESTART_SECONDS = 8.0
+"""A clean end may take its grace time first."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +42,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     target: str
     seconds: float
-    """How long it lasts; of a kill, until the process may start again."""
+    """How long it lasts; of a kill or a restart, until the process may start again."""
 
     def __str__(self) -> str:
         return f"{self.at:8.3f}  {self.kind:<10} {self.target:<18} {self.seconds:.3f} s"
@@ -45,7 +51,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 def all_faults() -> list[tuple[str, str]]:
     return [
         *((kind, link) for link in LINKS for kind in LINK_FAULTS),
-        *((kind, process) for process in (*SERVICES, *STORES) for kind in ("kill", "pause")),
+        *((kind, process) for process in (*SERVICES, *STORES) for kind in ENDS),
         # The rarer and more telling ones have more than one card in the deck.
         *3 * [("exhausted", "postgres"), ("full", "redis"), ("failover", "redis")],
     ]
@@ -75,7 +81,7 @@ def draw(seed: int, seconds: float, *, per_second: float) -> list[Fault]:
                 target=target,
                 seconds=round(min(chance.uniform(low, high), max(low, seconds - at)), 3),
             )
-            free_at[target] = at + fault.seconds + 0.5
+            free_at[target] = at + fault.seconds + (RESTART_SECONDS if kind == "restart" else 0.5)
             faults.append(fault)
         at += chance.expovariate(per_second)
     return faults

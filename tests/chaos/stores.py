@@ -1,6 +1,5 @@
 """PostgreSQL, and Redis with a replica to fail over to, that can be broken and come back."""
 
-import asyncio
 import contextlib
 import signal
 from collections.abc import Callable
@@ -48,6 +47,9 @@ class Postgres:
     async def stop(self) -> None:
         self.resume()
         await self.free()
+        await self._server.stop()
+
+    async def end(self) -> None:
         await self._server.stop()
 
     async def kill(self) -> None:
@@ -120,6 +122,9 @@ class RedisPair:
                 signal_tree(server.pid, signal.SIGCONT)
             await server.stop()
 
+    async def end(self) -> None:
+        await self._servers[self._primary].stop()
+
     async def kill(self) -> None:
         await self._servers[self._primary].kill()
 
@@ -177,7 +182,3 @@ class RedisPair:
         pid = self._servers[self._primary].pid
         if pid is not None:
             signal_tree(pid, number)
-
-
-async def stopped(*parts: Postgres | RedisPair) -> None:
-    await asyncio.gather(*(part.stop() for part in parts))

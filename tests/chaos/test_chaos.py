@@ -5,6 +5,7 @@ CHAOS_SEED has a failed run again; its report has the schedule.
 
 import os
 import secrets
+import sys
 
 import pytest
 
@@ -18,6 +19,8 @@ SECONDS = 80
 @pytest.mark.timeout(SECONDS + 220)
 async def test_no_promise_breaks_under_faults(tmp_path):
     seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(1_000_000))
+    # Shown where the run itself fails and there is no report.
+    sys.stdout.write(f"CHAOS_SEED={seed}\n")
     plan = Plan(seed=seed, seconds=SECONDS, faults=draw(seed, SECONDS, per_second=0.9))
     outcome = await run(plan, tmp_path)
     assert not outcome.violations, markdown(outcome)
