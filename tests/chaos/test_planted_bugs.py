@@ -14,9 +14,10 @@ SECONDS = 5.0
 
 
 class Provocation(msgspec.Struct, frozen=True):
-    """What brings a mistake to light, and as what."""
+    """What brings a mistake to light."""
 
-    found_as: str
+    found_as: str | frozenset[str]
+    """The kind of violation, or those of which it may be either."""
     faults: tuple[tuple[str, str], ...] = ()
     """Kind and target; several follow one another through the run."""
     each_seconds: float = 0.4
@@ -31,6 +32,8 @@ REPLIES_TO_APIS = (("drop_reply", "api0-redis"), ("drop_reply", "api1-redis"))
 TURNS = {"chat": 1.0, "shared_chat": 3.0}
 # Beyond the lease of a turn, which is asked of the other process meanwhile.
 PAUSES = (("pause", "api0"), ("pause", "api1"))
+# The turn that was taken up elsewhere has its answer, and the session perhaps its next turn.
+LATE_ANSWER = frozenset({"doubled", "turns_overlap"})
 
 PROVOCATIONS: dict[str, Provocation] = {
     "trim_before_commit": Provocation("lost", FLUSHERS_CUT * 4),
@@ -45,8 +48,8 @@ PROVOCATIONS: dict[str, Provocation] = {
     ),
     "conflicts_counted_as_rows": Provocation("counters", COMMITS * 4),
     "clear_outside_the_journal": Provocation("came_back", mix={**MIX, "clear": 8.0}),
-    "write_after_a_lost_lease": Provocation("doubled", PAUSES, 3.5, TURNS),
-    "lease_deleted_by_another": Provocation("doubled", PAUSES * 2, 3.5, TURNS),
+    "write_after_a_lost_lease": Provocation(LATE_ANSWER, PAUSES * 2, 3.5, TURNS),
+    "lease_deleted_by_another": Provocation(LATE_ANSWER, PAUSES * 2, 3.5, TURNS),
     "reads_of_the_archive_alone": Provocation("missed"),
 }
 
@@ -81,7 +84,8 @@ async def test_a_planted_bug_is_found(bug, tmp_path):
     provocation = PROVOCATIONS[bug]
     outcome = await run(plan_of(provocation, bug), tmp_path)
     found = {violation.kind for violation in outcome.violations}
-    assert provocation.found_as in found, markdown(outcome)
+    wanted = provocation.found_as
+    assert found & ({wanted} if isinstance(wanted, str) else wanted), markdown(outcome)
 
 
 @pytest.mark.timeout(120)
