@@ -29,6 +29,14 @@ env: $(VENV)/.servers $(VENV)/.model ## Make the environment in .venv
 test: env $(VENV)/.test ## Run every test; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.test ## Break everything for 10 minutes and check the promises (CHAOS_SECONDS, CHAOS_SEED)
+	@$(BIN)/python -m tests.chaos
+
+.PHONY: chaos-bugs
+chaos-bugs: $(VENV)/.test ## Plant known mistakes, one after the other, and see that the chaos suite finds each
+	@$(BIN)/python -m pytest tests/chaos/check_planted_bugs.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.servers $(VENV)/.test ## Check style, import directions and types
 	$(BIN)/ruff check

@@ -54,6 +54,8 @@ class ModelServer:
         """Address and port of each request: one connection has one."""
         self.hung_up: list[float] = []
         """Monotonic times at which callers left in the middle of a streamed body."""
+        self.echo_seconds = 0.0
+        """How long it thinks before it echoes."""
         self._script: deque[Reply] = deque()
         config = uvicorn.Config(
             self._app,
@@ -98,7 +100,7 @@ class ModelServer:
         self.requests.append(request)
         self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
         self.callers.append(tuple(scope["client"]))
-        reply = self._script.popleft() if self._script else _echo(request)
+        reply = self._script.popleft() if self._script else _echo(request, self.echo_seconds)
         if reply.until is not None:
             await reply.until.wait()
         await asyncio.sleep(reply.delay_seconds)
@@ -182,9 +184,9 @@ async def _body(receive: Any) -> bytes:
     return body
 
 
-def _echo(request: dict[str, Any]) -> Reply:
+def _echo(request: dict[str, Any], seconds: float) -> Reply:
     asked = request.get("messages") or request["input"]
-    return Reply(text=f"echo: {asked[-1]['content']}")
+    return Reply(text=f"echo: {asked[-1]['content']}", delay_seconds=seconds)
 
 
 def data(document: Any) -> bytes:
