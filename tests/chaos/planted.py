@@ -6,7 +6,7 @@ made before the service starts; the service knows nothing of it.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -28,8 +28,8 @@ def change_script(script: str, old: str, new: str) -> None:
     """Scripts are read where their adapters are imported: this comes first."""
     read = client.Script.__init__
 
-    def changed(self: client.Script, name: str, *, of_session: bool) -> None:
-        read(self, name, of_session=of_session)
+    def changed(self: client.Script, name: str, *, of_session: bool, lets_go: bool = False) -> None:
+        read(self, name, of_session=of_session, lets_go=lets_go)
         if script in {name, "session" if of_session else ""}:
             self.text = swapped(self.text, old, new)
             self.digest = client.hashlib.sha1(self.text.encode()).hexdigest()
@@ -46,11 +46,11 @@ def swapped(text: str, old: str, new: str) -> str:
 
 @bug
 def trim_before_commit() -> None:
-    from service.core.flushing import Flusher  # noqa: PLC0415  # After the scripts.
+    from service.core.carrying import Carrier  # noqa: PLC0415  # After the scripts.
 
-    commit = Flusher._commit
+    commit = Carrier.commit
 
-    async def trimmed_first(self: Any, entries: list[Any]) -> None:
+    async def trimmed_first(self: Any, entries: Sequence[Any]) -> None:
         shards: dict[int, list[Any]] = {}
         for entry in entries:
             shards.setdefault(self._journal._keys.shard(entry.ref), []).append(entry)
@@ -58,7 +58,7 @@ def trim_before_commit() -> None:
             await self._journal.acknowledge(shard, Acknowledgement(entries=tuple(run)))
         await commit(self, entries)
 
-    Flusher._commit = trimmed_first
+    Carrier.commit = trimmed_first
 
 
 @bug
@@ -80,17 +80,17 @@ def pop_before_insert() -> None:
 
 @bug
 def archive_error_swallowed() -> None:
-    from service.core.flushing import Flusher  # noqa: PLC0415  # After the scripts.
+    from service.core.carrying import Carrier  # noqa: PLC0415  # After the scripts.
 
-    commit = Flusher._commit
+    commit = Carrier.commit
 
-    async def swallowed(self: Any, entries: list[Any]) -> None:
+    async def swallowed(self: Any, entries: Sequence[Any]) -> None:
         try:
             await commit(self, entries)
         except ChatMemoryError:
             return
 
-    Flusher._commit = swallowed
+    Carrier.commit = swallowed
 
 
 @bug
